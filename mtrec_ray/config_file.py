@@ -1,0 +1,141 @@
+"""Reads, overrides, checks and writes the YAML of a run; every message names the dotted path.
+
+`--set a.b=c` and a sampled value of a search take the same way: `override`, then one validation.
+"""
+
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mtrec_ray.config import Run
+from mtrec_ray.errors import ConfigError
+from mtrec_ray.registry import suggest
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without silent overwriting: a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key '{key}' is given twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-3 as text; everybody means the number.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Run:
+    """The checked config of `path` with `overrides` (`dotted.path=value`, value in YAML) applied.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key (with the nearest valid one) or a value out of range.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the config '{path}': {error.strerror}. `mtrec init LOGS` writes one."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The config '{path}' is not UTF-8 text ({error.reason} at byte {error.start})."
+        ) from error
+    return parse(text, overrides, source=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), source: str = "config") -> Run:
+    """`load` for a text that is already in memory."""
+    tree = _read_yaml(text, source)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected a mapping of config keys, found {type(tree).__name__}.")
+    for assignment in overrides:
+        dotted, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: expected dotted.path=value.")
+        override(tree, dotted.strip(), _read_yaml(value, f"--set {dotted}"))
+    return validate(tree, source)
+
+
+def override(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets `dotted` in a nested dictionary; parts that are absent or given in short form are opened."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        child = tree.get(key)
+        if not isinstance(child, dict):
+            child = {"name": child} if key == "backbone" and isinstance(child, str) else {}
+            tree[key] = child
+        tree = child
+    tree[last] = value
+
+
+def validate(tree: Mapping[str, Any], source: str = "config") -> Run:
+    """The typed config of a nested dictionary.
+
+    Raises:
+        ConfigError: with one line per mistake.
+    """
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(mistake) for mistake in error.errors()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def dump(run: Run) -> str:
+    """The resolved config, every default written out, as YAML that `parse` reads back to the same config."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _explain(mistake: Any) -> str:
+    """One pydantic error as one line: dotted path, what was found, what was expected, the remedy."""
+    path = [str(key) for key in mistake["loc"]]
+    dotted = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        return f"unknown key '{dotted}'.{suggest(path[-1], _known_keys(path[:-1]))}"
+    if mistake["type"] == "missing":
+        return f"'{dotted}' is required."
+    if mistake["type"] == "value_error":
+        return f"{dotted + ': ' if dotted else ''}{mistake['ctx']['error']}."
+    return f"'{dotted}' is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: Any = Run
+    for key in path:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = _inner(model.model_fields[key].annotation) if key in model.model_fields else model
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _inner(annotation: Any) -> Any:
+    """The config part inside `list[...]`, `dict[str, ...]`, `... | None` or `Annotated[...]`."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation
+    for argument in reversed(typing.get_args(annotation)):
+        found = _inner(argument) if not isinstance(argument, types.NoneType) else None
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            return found
+    return None

@@ -1,0 +1,26 @@
+"""Every error a user can cause.
+
+    UserError            a mistake in what the user gave; the message is complete, no traceback is shown
+    |- ConfigError       a config key, value or combination of values
+    |- DataError         a log, table, shard or prepared folder
+    '- BackboneError     a backbone that cannot be loaded, or cannot be run as asked
+
+A message names the file, row or dotted config path, what was found, what was expected, and the remedy.
+Anything else that is raised is a defect of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Base of all errors that the command line prints as one message and exit code 2."""
+
+
+class ConfigError(UserError):
+    """A config key, value, or combination of values that cannot be used."""
+
+
+class DataError(UserError):
+    """A log, table, shard or prepared folder that cannot be used."""
+
+
+class BackboneError(UserError):
+    """A backbone that cannot be loaded, or cannot be run as the config asks."""
