@@ -53,9 +53,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Run:
             f"Cannot read the config '{path}': {error.strerror}. `mtrec init LOGS` writes one."
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"The config '{path}' is not UTF-8 text ({error.reason} at byte {error.start})."
-        ) from error
+        raise ConfigError(f"The config '{path}' is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     return parse(text, overrides, source=str(path))
 
 

@@ -1,0 +1,239 @@
+"""Request attention: the attention of a packed row, request by request, without a mask over the whole row.
+
+Registered with transformers under the name `mtrec_request`; the `RequestLayout` travels as the keyword
+argument `request_layout` of `model(...)`, which every layer hands to its attention function. Per request,
+history tokens attend among themselves (causal, no mask) and candidate tokens to `history[:end] + themselves`:
+consecutive candidates form a block of queries against the history up to the block's last end and the block's
+own tokens, under a small mask. Blocks bound both the part of a staircase that is masked away and the waste
+between candidates. `RequestLayout.dense_mask` is the definition this is tested against.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from mtrec_ray.errors import BackboneError
+from mtrec_ray.model.layout import IntArray, RequestLayout
+
+NAME = "mtrec_request"
+BLOCK_TOKENS = 96
+"""Least candidate tokens of a block of queries, unless the request has fewer. Measured by benchmarks/packing.py."""
+
+# Arguments that say nothing about which token attends to which, or with which score.
+_HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "deterministic"}
+
+
+class UnsupportedAttention(BackboneError):
+    """The model's attention does something that request attention does not reproduce."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive candidates of one request that are computed together."""
+
+    tokens: int
+    history: int
+    """history tokens that the block's keys begin with"""
+    mask: torch.Tensor | None
+    """additive [tokens, history + tokens]; None = everything is seen"""
+
+
+@dataclass(frozen=True)
+class RequestPlan:
+    """Attention of one request: its history, then its blocks of candidates."""
+
+    history: int
+    history_mask: torch.Tensor | None
+    """None = the plain causal or bidirectional one"""
+    blocks: list[Block]
+
+    @property
+    def candidates(self) -> int:
+        return sum(block.tokens for block in self.blocks)
+
+
+def request_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    request_layout: RequestLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, heads, L, d], key and value [1, kv_heads, L, d] -> ([1, L, heads, d], None).
+
+    Raises `UnsupportedAttention` for any argument it would have to ignore, as a soft cap or sinks.
+    """
+    if request_layout is None:
+        raise ValueError(f"attention '{NAME}' needs model(..., request_layout=RequestLayout)")
+    _refuse_unknown(others, dropout, key.shape[2], request_layout)
+    if is_causal is not None and is_causal != request_layout.causal:
+        raise UnsupportedAttention(f"a layer has is_causal={is_causal} in a row with causal={request_layout.causal}")
+    window = _window(sliding_window, attention_mask)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        # enable_gqa would leave the fused kernels as soon as there is a mask.
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    plans = _plans(request_layout, window, query.dtype, query.device)
+    sizes = [size for plan in plans for size in (plan.history, plan.candidates)]
+    pieces = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+    outputs = []
+    for plan in plans:
+        outputs += _attend(plan, next(pieces), next(pieces), request_layout.causal, scaling)
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+Qkv = tuple[torch.Tensor, ...]
+
+
+def _attend(plan: RequestPlan, history: Qkv, own: Qkv, causal: bool, scaling: float | None) -> list[torch.Tensor]:
+    """Outputs of one request's pieces, [1, heads, tokens, d] each, in the row's order."""
+    outputs = []
+    if plan.history:
+        unmasked_causal = causal and plan.history_mask is None
+        outputs.append(
+            scaled_dot_product_attention(
+                *history, attn_mask=plan.history_mask, is_causal=unmasked_causal, scale=scaling
+            )
+        )
+    _, history_key, history_value = history
+    sizes = [block.tokens for block in plan.blocks]
+    for block, query, key, value in zip(plan.blocks, *(x.split(sizes, dim=2) for x in own), strict=True):
+        key = torch.cat([history_key[:, :, : block.history], key], dim=2)
+        value = torch.cat([history_value[:, :, : block.history], value], dim=2)
+        outputs.append(scaled_dot_product_attention(query, key, value, attn_mask=block.mask, scale=scaling))
+    return outputs
+
+
+def _refuse_unknown(others: dict[str, Any], dropout: float, keys: int, layout: RequestLayout) -> None:
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    if unknown:
+        raise UnsupportedAttention(f"its attention takes {', '.join(unknown)}, which request attention does not know")
+    if dropout:
+        raise UnsupportedAttention(f"attention dropout {dropout} is drawn from a random state; set it to 0")
+    if keys != layout.length:
+        raise UnsupportedAttention(f"{keys} keys for {layout.length} tokens: cross-attention or a cache")
+
+
+def _window(sliding_window: int | None, marker: torch.Tensor | None) -> int | None:
+    """The sliding window of this layer, from its argument or from what `request_mask` left for it."""
+    if marker is None:
+        return sliding_window
+    if marker.ndim != 1 or marker.numel() != 1:
+        raise UnsupportedAttention("it builds an attention mask of its own")
+    window = int(marker.item())
+    if sliding_window is not None and sliding_window != window:
+        raise UnsupportedAttention(f"its mask has window {window}, its attention {sliding_window}")
+    return window
+
+
+def request_mask(
+    *,
+    config: Any = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    attention_mask: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor | None:
+    """What transformers puts in the place of a mask: None, since the layout says who sees whom.
+
+    A layer with a sliding window may tell it to the mask only, so the window is handed on as a tensor of one
+    number (on the host: reading it does not wait for a GPU).
+    """
+    if use_vmap or attention_mask is not None:
+        raise UnsupportedAttention("it adds conditions of its own to the causal mask")
+    if local_size is None:
+        return None
+    if getattr(config, "attention_chunk_size", None) == local_size:
+        raise UnsupportedAttention(f"it attends in chunks of {local_size} tokens")
+    return torch.tensor([local_size])
+
+
+def _plans(layout: RequestLayout, window: int | None, dtype: torch.dtype, device: torch.device) -> list[RequestPlan]:
+    """The plans of all requests, made once per row and kept with the layout for the other layers."""
+    if window is not None and window > layout.largest_position:
+        window = None  # no two tokens are that far apart
+    if window is not None and not layout.causal:
+        raise UnsupportedAttention(
+            f"its sliding window of {window} tokens is shorter than a request of {layout.largest_position + 1}"
+        )
+    key = (window, dtype, device)
+    if key not in layout.cache:
+        layout.cache[key] = [_plan_request(layout, r, window, dtype, device) for r in range(layout.num_requests)]
+    plans: list[RequestPlan] = layout.cache[key]
+    return plans
+
+
+def _plan_request(
+    layout: RequestLayout, request: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> RequestPlan:
+    history = int(layout.host["history_length"][request])
+    first, last = np.searchsorted(layout.host["candidate_request"], [request, request + 1])
+    lengths = layout.host["candidate_length"][first:last]
+    ends = layout.host["candidate_end"][first:last]
+    blocks = [_block(lengths[a:b], ends[a:b], layout.causal, window, dtype, device) for a, b in _cut(lengths)]
+    history_mask = None
+    if window is not None and history > window:
+        step = np.arange(history)
+        distance = step[:, None] - step[None, :]
+        history_mask = _additive((distance >= 0) & (distance < window), dtype, device)
+    return RequestPlan(history, history_mask, blocks)
+
+
+def _cut(lengths: IntArray) -> list[tuple[int, int]]:
+    """Cuts the candidates of a request into runs [a, b) of at least `BLOCK_TOKENS` tokens; the last takes the rest."""
+    cuts, tokens = [0], 0
+    total = int(lengths.sum())
+    for c, length in enumerate(lengths.tolist()):
+        tokens += length
+        total -= length
+        if tokens >= BLOCK_TOKENS and total >= BLOCK_TOKENS // 2:
+            cuts.append(c + 1)
+            tokens = 0
+    return list(zip(cuts, [*cuts[1:], len(lengths)], strict=True)) if len(lengths) else []
+
+
+def _block(
+    lengths: IntArray,
+    ends: IntArray,
+    causal: bool,
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Block:
+    history, tokens = int(ends.max()), int(lengths.sum())
+    candidate = np.repeat(np.arange(len(lengths)), lengths)
+    offset = np.arange(tokens) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    own = candidate[:, None] == candidate[None, :]
+    if causal:
+        own &= offset[None, :] <= offset[:, None]
+    past = np.arange(history)[None, :] < ends[candidate][:, None]
+    if window is not None:
+        position = ends[candidate] + offset
+        past &= position[:, None] - np.arange(history)[None, :] < window
+        own &= offset[:, None] - offset[None, :] < window
+    allowed = np.concatenate([past, own], axis=1)
+    mask = None if allowed.all() else _additive(allowed, dtype, device)
+    return Block(tokens, history, mask)
+
+
+def _additive(allowed: np.ndarray[Any, np.dtype[np.bool_]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """0 where allowed, minus infinity elsewhere: what the fused kernels add without converting it per layer."""
+    mask = torch.zeros(allowed.shape, dtype=dtype)
+    mask.masked_fill_(torch.from_numpy(~allowed), float("-inf"))
+    return mask.to(device, non_blocking=True)
+
+
+AttentionInterface.register(NAME, request_attention)
+AttentionMaskInterface.register(NAME, request_mask)
