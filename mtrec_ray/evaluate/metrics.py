@@ -5,7 +5,7 @@ N rows: `labels` [N], `scores` [N] (binary: probability; regression: the label's
 and `measure` says why. `bootstrap` holds the same metrics under user weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,6 @@ EPSILON = 1e-7
 
 DIRECTION = {"auc": 1, "gauc": 1, "accuracy": 1, "logloss": -1, "ne": -1, "rmse": -1, "mae": -1}
 """+1 where higher is better, -1 where lower is. `calibration` is best at 1 and ranks no models."""
-
-NO_ROWS = "no observed rows"
-ONE_CLASS = "labels of one class only"
-NO_MIXED_USER = "no user with labels of both classes"
-FLAT_BASE_RATE = "train base rate is 0 or 1"
-NO_EXPECTATION = "labels or scores add up to zero"
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
@@ -169,73 +163,102 @@ def multiclass_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float 
     return float(row_multiclass_log_loss(labels, probabilities).mean()) if len(labels) else None
 
 
-Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, float], dict[str, Any]]
-MEASURES: Registry[Measure] = Registry("task kind with metrics")
-"""(labels, scores, users, train mean) of the observed rows -> metrics; a guest's task kind registers its own here."""
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray, float], float | None]
+METRICS: Registry[Metric] = Registry("metric")
+"""(labels, scores, users, train mean) of the observed rows -> value; a guest's metric registers here too."""
+
+BY_KIND = {
+    "binary": ("auc", "gauc", "logloss", "ne", "calibration"),
+    "regression": ("rmse", "mae", "calibration"),
+    "multiclass": ("accuracy", "logloss"),
+}
+"""What a report shows of the built-in task kinds; of a guest's kind, the metrics that the kind names itself."""
 
 
-def measure(kind: str, labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> dict[str, Any]:
-    """All metrics of one task over the rows whose label is observed (not NaN), ready for JSON.
+def measure(
+    names: Iterable[str], labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float
+) -> dict[str, Any]:
+    """The named metrics of one task over the rows whose label is observed (not NaN), ready for JSON.
 
-    Gives `n`, the kind's metrics, and `undefined`: metric -> reason, for each metric that is None.
+    Gives `n` (rows), `users`, a value per name, with `gauc` also `gauc_covered` (share of rows that count), and
+    `undefined`: name -> reason, for each metric that is None.
 
     Raises:
         DataError: a score of an observed row that is not finite.
+        ConfigError: an unknown name.
     """
-    observed = ~np.isnan(np.asarray(labels, dtype=np.float64))
-    labels, scores, users = np.asarray(labels, np.float64)[observed], np.asarray(scores)[observed], users[observed]
+    labels, scores, users = observed_rows(labels, scores, users)
+    found: dict[str, Any] = {"n": len(labels), "users": len(np.unique(users))}
+    undefined = {}
+    for name in names:
+        found[name] = METRICS[name](labels, scores, users, train_mean)
+        if found[name] is None:
+            undefined[name] = _reason(name, labels)
+        if name == "gauc":
+            found["gauc_covered"] = gauc(labels, scores, users).covered
+    return found | {"undefined": undefined}
+
+
+def observed_rows(
+    labels: np.ndarray, scores: np.ndarray, users: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores and users of the rows whose label is not NaN. Raises `DataError`: a score that is not finite."""
+    labels = np.asarray(labels, dtype=np.float64)
+    observed = ~np.isnan(labels)
+    scores = np.asarray(scores)[observed]
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         raise DataError(f"{bad} of {scores.size} scores are not finite numbers; the model that gave them diverged.")
-    found = {"n": len(labels)} | MEASURES[kind](labels, scores, users, train_mean)
-    found["undefined"] = {
-        name: _reason(name, labels, train_mean)
-        for name in DIRECTION | {"calibration": 0}
-        if name in found and found[name] is None
-    }
-    return found
+    return labels[observed], scores, np.asarray(users)[observed]
 
 
-@MEASURES.register("binary")
-def _measure_binary(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> dict[str, Any]:
-    grouped = gauc(labels, scores, users) if len(labels) else GroupedAuc(None, 0.0, 0)
-    return {
-        "positives": int((labels > 0).sum()),
-        "users": len(np.unique(users)),
-        "auc": auc(labels, scores),
-        "gauc": grouped.value,
-        "gauc_covered": grouped.covered,
-        "gauc_users": grouped.users,
-        "logloss": log_loss(labels, scores),
-        "ne": normalised_entropy(labels, scores, train_mean),
-        "calibration": calibration_ratio(labels, scores),
-    }
+@METRICS.register("auc")
+def _auc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return auc(labels, scores)
 
 
-@MEASURES.register("regression")
-def _measure_regression(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> dict[str, Any]:
-    return {
-        "users": len(np.unique(users)),
-        "rmse": rmse(labels, scores),
-        "mae": mae(labels, scores),
-        "calibration": calibration_ratio(labels, scores),
-    }
+@METRICS.register("gauc")
+def _gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return gauc(labels, scores, users).value
 
 
-@MEASURES.register("multiclass")
-def _measure_multiclass(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> dict[str, Any]:
-    return {
-        "users": len(np.unique(users)),
-        "accuracy": accuracy(labels, scores),
-        "logloss": multiclass_log_loss(labels, scores),
-    }
+@METRICS.register("logloss")
+def _logloss(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return log_loss(labels, scores) if scores.ndim == 1 else multiclass_log_loss(labels, scores)
 
 
-def _reason(name: str, labels: np.ndarray, train_mean: float) -> str:
-    if len(labels) == 0:
-        return NO_ROWS
-    if name == "gauc":
-        return NO_MIXED_USER
-    if name == "ne":
-        return FLAT_BASE_RATE
-    return NO_EXPECTATION if name == "calibration" else ONE_CLASS
+@METRICS.register("ne")
+def _ne(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return normalised_entropy(labels, scores, train_mean)
+
+
+@METRICS.register("calibration")
+def _calibration(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return calibration_ratio(labels, scores)
+
+
+@METRICS.register("rmse")
+def _rmse(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return rmse(labels, scores)
+
+
+@METRICS.register("mae")
+def _mae(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return mae(labels, scores)
+
+
+@METRICS.register("accuracy")
+def _accuracy(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
+    return accuracy(labels, scores)
+
+
+_REASONS = {
+    "auc": "labels of one class only",
+    "gauc": "no user with labels of both classes",
+    "ne": "the train base rate is 0 or 1",
+    "calibration": "the labels add up to zero or less",
+}
+
+
+def _reason(name: str, labels: np.ndarray) -> str:
+    return _REASONS.get(name, "not defined on these rows") if len(labels) else "no observed rows"

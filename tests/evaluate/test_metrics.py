@@ -132,47 +132,66 @@ def test_saturated_scores_have_a_finite_loss():
 def test_measure_leaves_out_unobserved_labels():
     labels = np.array([1.0, np.nan, 0.0, 0.0, 1.0])
     scores = np.array([0.9, np.nan, 0.2, 0.6, 0.5])
-    found = metrics.measure("binary", labels, scores, np.array([1, 1, 1, 2, 2]), 0.5)
-    assert (found["n"], found["positives"], found["users"]) == (4, 2, 2)
-    assert found["auc"] == 0.75
-    assert found["gauc"] == 0.5
-    assert found["undefined"] == {}
+    found = metrics.measure(["auc", "gauc"], labels, scores, np.array([1, 1, 1, 2, 2]), 0.5)
+    assert found == {"n": 4, "users": 2, "auc": 0.75, "gauc": 0.5, "gauc_covered": 1.0, "undefined": {}}
+
+
+NO_ROWS = "no observed rows"
 
 
 @pytest.mark.parametrize(
     ("labels", "reasons"),
     [
-        ([], dict.fromkeys(["auc", "gauc", "logloss", "ne", "calibration"], metrics.NO_ROWS)),
-        ([np.nan], dict.fromkeys(["auc", "gauc", "logloss", "ne", "calibration"], metrics.NO_ROWS)),
-        ([1.0, 1.0], {"auc": metrics.ONE_CLASS, "gauc": metrics.NO_MIXED_USER}),
+        ([], dict.fromkeys(metrics.BY_KIND["binary"], NO_ROWS)),
+        ([np.nan], dict.fromkeys(metrics.BY_KIND["binary"], NO_ROWS)),
+        ([1.0, 1.0], {"auc": "labels of one class only", "gauc": "no user with labels of both classes"}),
         (
             [0.0, 0.0],
-            {"auc": metrics.ONE_CLASS, "gauc": metrics.NO_MIXED_USER, "calibration": metrics.NO_EXPECTATION},
+            {
+                "auc": "labels of one class only",
+                "gauc": "no user with labels of both classes",
+                "calibration": "the labels add up to zero or less",
+            },
         ),
     ],
 )
 def test_an_undefined_metric_is_none_with_its_reason(labels, reasons):
     labels = np.array(labels)
-    found = metrics.measure("binary", labels, np.full(len(labels), 0.5), np.arange(len(labels)), 0.5)
+    scores, users = np.full(len(labels), 0.5), np.arange(len(labels))
+    found = metrics.measure(metrics.BY_KIND["binary"], labels, scores, users, 0.5)
     assert found["undefined"] == reasons
-    assert all(found[name] is None for name in reasons)
+    assert {name for name in metrics.BY_KIND["binary"] if found[name] is None} == set(reasons)
     json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize("kind", ["regression", "multiclass"])
 def test_no_rows_of_the_other_kinds(kind):
     scores = np.empty((0, 3)) if kind == "multiclass" else np.empty(0)
-    found = metrics.measure(kind, np.empty(0), scores, np.empty(0), 0.0)
+    found = metrics.measure(metrics.BY_KIND[kind], np.empty(0), scores, np.empty(0), 0.0)
     assert found["n"] == 0
-    assert set(found["undefined"].values()) == {metrics.NO_ROWS}
+    assert found["undefined"] == dict.fromkeys(metrics.BY_KIND[kind], NO_ROWS)
     json.dumps(found, allow_nan=False)
+
+
+def test_log_loss_knows_multiclass_scores_by_their_shape():
+    labels, scores = np.array([1.0, 0.0]), np.array([[0.2, 0.8], [0.5, 0.5]])
+    found = metrics.measure(["logloss"], labels, scores, np.arange(2), 0.5)
+    assert found["logloss"] == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
 
 
 def test_scores_of_a_diverged_model_are_refused():
     with pytest.raises(DataError, match="1 of 2 scores are not finite"):
-        metrics.measure("binary", np.array([1.0, 0.0]), np.array([0.5, np.inf]), np.arange(2), 0.5)
+        metrics.measure(["auc"], np.array([1.0, 0.0]), np.array([0.5, np.inf]), np.arange(2), 0.5)
 
 
-def test_unknown_kind_names_the_known_ones():
-    with pytest.raises(ConfigError, match="binary, multiclass, regression"):
-        metrics.measure("binray", np.ones(1), np.ones(1), np.ones(1), 0.5)
+def test_an_unknown_metric_names_the_known_ones():
+    with pytest.raises(ConfigError, match="Did you mean 'logloss'"):
+        metrics.measure(["loglos"], np.ones(1), np.ones(1), np.ones(1), 0.5)
+
+
+def test_kinds_and_registered_metrics_agree():
+    from mtrec_ray.tasks import KINDS
+
+    for kind, names in metrics.BY_KIND.items():
+        assert set(KINDS[kind].metrics) <= set(names) <= set(metrics.METRICS.names())
+        assert KINDS[kind].metrics.items() <= metrics.DIRECTION.items()
