@@ -20,6 +20,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from mtrec_ray.errors import BackboneError
 from mtrec_ray.model.layout import IntArray, RequestLayout
 
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+Qkv = tuple[torch.Tensor, ...]
+
 NAME = "mtrec_request"
 BLOCK_TOKENS = 96
 """Least candidate tokens of a block of queries, unless the request has fewer. Measured by benchmarks/packing.py."""
@@ -80,21 +83,18 @@ def request_attention(
     _refuse_unknown(others, dropout, key.shape[2], request_layout)
     if is_causal is not None and is_causal != request_layout.causal:
         raise UnsupportedAttention(f"a layer has is_causal={is_causal} in a row with causal={request_layout.causal}")
-    window = _window(sliding_window, attention_mask)
+    reach = _reach(sliding_window, attention_mask, request_layout)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         # enable_gqa would leave the fused kernels as soon as there is a mask.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    plans = _plans(request_layout, window, query.dtype, query.device)
+    plans = _plans(request_layout, reach, query.dtype, query.device)
     sizes = [size for plan in plans for size in (plan.history, plan.candidates)]
     pieces = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     outputs = []
     for plan in plans:
         outputs += _attend(plan, next(pieces), next(pieces), request_layout.causal, scaling)
     return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-Qkv = tuple[torch.Tensor, ...]
 
 
 def _attend(plan: RequestPlan, history: Qkv, own: Qkv, causal: bool, scaling: float | None) -> list[torch.Tensor]:
@@ -126,16 +126,26 @@ def _refuse_unknown(others: dict[str, Any], dropout: float, keys: int, layout: R
         raise UnsupportedAttention(f"{keys} keys for {layout.length} tokens: cross-attention or a cache")
 
 
-def _window(sliding_window: int | None, marker: torch.Tensor | None) -> int | None:
-    """The sliding window of this layer, from its argument or from what `request_mask` left for it."""
-    if marker is None:
-        return sliding_window
-    if marker.ndim != 1 or marker.numel() != 1:
+def _reach(sliding_window: int | None, marker: torch.Tensor | None, layout: RequestLayout) -> int | None:
+    """Largest distance in positions over which this layer attends; None = no limit within this row.
+
+    transformers' causal windows exclude the token at the window's length, its bidirectional masks include it; a
+    bidirectional layer names its window to the flash kernels in other units, so there only the mask counts.
+    """
+    if marker is None and sliding_window is None:
+        return None
+    if marker is not None and (marker.ndim != 1 or marker.numel() != 1):
         raise UnsupportedAttention("it builds an attention mask of its own")
-    window = int(marker.item())
-    if sliding_window is not None and sliding_window != window:
-        raise UnsupportedAttention(f"its mask has window {window}, its attention {sliding_window}")
-    return window
+    masked = None if marker is None else int(marker.item())
+    if layout.causal:
+        if masked is not None and sliding_window not in (None, masked):
+            raise UnsupportedAttention(f"its mask has window {masked}, its attention {sliding_window}")
+        reach = (masked or sliding_window or 0) - 1
+    elif masked is None:
+        raise UnsupportedAttention(f"its attention has window {sliding_window}, its mask none")
+    else:
+        reach = masked
+    return reach if reach < layout.largest_position else None
 
 
 def request_mask(
@@ -160,34 +170,35 @@ def request_mask(
     return torch.tensor([local_size])
 
 
-def _plans(layout: RequestLayout, window: int | None, dtype: torch.dtype, device: torch.device) -> list[RequestPlan]:
+def _plans(
+    layout: RequestLayout, reach: int | None, dtype: torch.dtype, device: torch.device
+) -> list[RequestPlan]:
     """The plans of all requests, made once per row and kept with the layout for the other layers."""
-    if window is not None and window > layout.largest_position:
-        window = None  # no two tokens are that far apart
-    if window is not None and not layout.causal:
-        raise UnsupportedAttention(
-            f"its sliding window of {window} tokens is shorter than a request of {layout.largest_position + 1}"
-        )
-    key = (window, dtype, device)
+    key = (reach, dtype, device)
     if key not in layout.cache:
-        layout.cache[key] = [_plan_request(layout, r, window, dtype, device) for r in range(layout.num_requests)]
+        requests = range(layout.num_requests)
+        layout.cache[key] = [_plan_request(layout, r, reach, dtype, device) for r in requests]
     plans: list[RequestPlan] = layout.cache[key]
     return plans
 
 
 def _plan_request(
-    layout: RequestLayout, request: int, window: int | None, dtype: torch.dtype, device: torch.device
+    layout: RequestLayout, request: int, reach: int | None, dtype: torch.dtype, device: torch.device
 ) -> RequestPlan:
     history = int(layout.host["history_length"][request])
     first, last = np.searchsorted(layout.host["candidate_request"], [request, request + 1])
     lengths = layout.host["candidate_length"][first:last]
     ends = layout.host["candidate_end"][first:last]
-    blocks = [_block(lengths[a:b], ends[a:b], layout.causal, window, dtype, device) for a, b in _cut(lengths)]
+    blocks = []
+    for a, b in _cut(lengths):
+        allowed = _block_mask(lengths[a:b], ends[a:b], layout.causal, reach)
+        tokens, keys = allowed.shape
+        blocks.append(Block(tokens, keys - tokens, _additive(allowed, dtype, device)))
     history_mask = None
-    if window is not None and history > window:
+    if reach is not None:
         step = np.arange(history)
-        distance = step[:, None] - step[None, :]
-        history_mask = _additive((distance >= 0) & (distance < window), dtype, device)
+        seen = np.abs(step[:, None] - step[None, :]) <= reach
+        history_mask = _additive(np.tril(seen) if layout.causal else seen, dtype, device)
     return RequestPlan(history, history_mask, blocks)
 
 
@@ -204,35 +215,28 @@ def _cut(lengths: IntArray) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], len(lengths)], strict=True)) if len(lengths) else []
 
 
-def _block(
-    lengths: IntArray,
-    ends: IntArray,
-    causal: bool,
-    window: int | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Block:
-    history, tokens = int(ends.max()), int(lengths.sum())
+def _block_mask(lengths: IntArray, ends: IntArray, causal: bool, reach: int | None) -> BoolArray:
+    """bool [tokens, history + tokens]: what consecutive candidates see of their history and of themselves."""
     candidate = np.repeat(np.arange(len(lengths)), lengths)
-    offset = np.arange(tokens) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    offset = np.arange(len(candidate)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    step = np.arange(ends.max())[None, :]
+    past = step < ends[candidate][:, None]
     own = candidate[:, None] == candidate[None, :]
     if causal:
         own &= offset[None, :] <= offset[:, None]
-    past = np.arange(history)[None, :] < ends[candidate][:, None]
-    if window is not None:
-        position = ends[candidate] + offset
-        past &= position[:, None] - np.arange(history)[None, :] < window
-        own &= offset[:, None] - offset[None, :] < window
-    allowed = np.concatenate([past, own], axis=1)
-    mask = None if allowed.all() else _additive(allowed, dtype, device)
-    return Block(tokens, history, mask)
+    if reach is not None:
+        past &= (ends[candidate] + offset)[:, None] - step <= reach
+        own &= np.abs(offset[:, None] - offset[None, :]) <= reach
+    return np.concatenate([past, own], axis=1)
 
 
-def _additive(allowed: np.ndarray[Any, np.dtype[np.bool_]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """0 where allowed, minus infinity elsewhere: what the fused kernels add without converting it per layer."""
+def _additive(allowed: BoolArray, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+    """0 where allowed, minus infinity elsewhere: what the fused kernels add without converting it in every layer."""
+    if allowed.all():
+        return None
     mask = torch.zeros(allowed.shape, dtype=dtype)
     mask.masked_fill_(torch.from_numpy(~allowed), float("-inf"))
-    return mask.to(device, non_blocking=True)
+    return mask.to(device)
 
 
 AttentionInterface.register(NAME, request_attention)

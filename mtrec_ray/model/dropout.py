@@ -39,7 +39,7 @@ class DropoutContext:
 
     @contextmanager
     def use(self, key: DropoutKey | None, uids: torch.Tensor | None) -> Iterator[None]:
-        """Sets both for the forward passes inside; without a key nothing is dropped."""
+        """Sets both for the forward passes inside."""
         before = self.key, self.uids
         self.key, self.uids = key, uids
         try:
@@ -55,8 +55,8 @@ class DropoutContext:
 class StatelessDropout(nn.Module):
     """Inverted dropout of features [..., D] with masks from the shared context.
 
-    Does nothing in evaluation mode, and when the context holds no key. `name` must not be shared by two modules of a
-    model, or both drop the same elements.
+    Does nothing in evaluation mode; in training the context must hold a key. `name` must not be shared by two
+    modules of a model, or both drop the same elements.
     """
 
     def __init__(self, p: float, name: str, context: DropoutContext) -> None:
@@ -66,9 +66,11 @@ class StatelessDropout(nn.Module):
         self.p, self.name, self.context = p, name, context
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0 or self.context.key is None:
+        if not self.training or self.p == 0:
             return x
         uids = self.context.uids
+        if self.context.key is None:
+            raise ValueError(f"dropout '{self.name}' needs a DropoutKey in training")
         if uids is None or uids.shape != x.shape[:-1]:
             found = None if uids is None else tuple(uids.shape)
             raise ValueError(f"dropout '{self.name}' needs uids of shape {tuple(x.shape[:-1])}, not {found}")

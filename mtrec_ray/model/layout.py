@@ -25,20 +25,18 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class SeparateBatch:
-    """N candidates as N sequences of at most T tokens, padded on the right: the layout without packing."""
+    """C candidates as C sequences of at most T tokens, padded on the right: the layout without packing."""
 
-    candidates: torch.Tensor
-    """int64 [N] the candidates' numbers in the row"""
     tokens: torch.Tensor
-    """int64 [N, T] index into the row of each token; 0 where padded"""
+    """int64 [C, T] index into the packed row of each token; 0 where padded"""
     end: torch.Tensor
-    """int64 [N] number of history tokens, so the index of the first own token"""
+    """int64 [C] number of history tokens, so the index of the first own token"""
     length: torch.Tensor
-    """int64 [N] number of tokens"""
+    """int64 [C] number of tokens"""
 
     @property
     def present(self) -> torch.Tensor:
-        """bool [N, T], false where padded."""
+        """bool [C, T], false where padded."""
         steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return steps < self.length[:, None]
 
@@ -187,30 +185,16 @@ class RequestLayout:
         mask = (request[:, None] == request[None, :]) & (to_history | to_own)
         return mask & (index[None, :] <= index[:, None]) if self.causal else mask
 
-    def separate(self, spread: float = 0.8) -> list[SeparateBatch]:
-        """The candidates as sequences of their own, batched with others of similar length.
-
-        No sequence of a batch is shorter than `spread` times its longest, which bounds the padding.
-        """
-        lengths = self.host["candidate_end"] + self.host["candidate_length"]
-        order = np.argsort(-lengths, kind="stable")
-        batches, first = [], 0
-        while first < len(order):
-            longest = lengths[order[first]]
-            last = first + int(np.searchsorted(-lengths[order[first:]], -spread * longest, side="right"))
-            batches.append(self._separate_batch(order[first:last], int(longest)))
-            first = last
-        return batches
-
-    def _separate_batch(self, candidates: IntArray, longest: int) -> SeparateBatch:
-        end = self.host["candidate_end"][candidates, None]
-        length = end[:, 0] + self.host["candidate_length"][candidates]
-        steps = np.arange(longest)[None, :]
-        history = self.host["history_start"][self.host["candidate_request"][candidates], None] + steps
-        own = self.host["candidate_start"][candidates, None] + steps - end
+    def separate(self) -> SeparateBatch:
+        """Every candidate as a sequence of its own: `history[:end] + candidate`, all in one padded batch."""
+        end = self.host["candidate_end"][:, None]
+        length = end[:, 0] + self.host["candidate_length"]
+        steps = np.arange(length.max(initial=0))[None, :]
+        history = self.host["history_start"][self.host["candidate_request"], None] + steps
+        own = self.host["candidate_start"][:, None] + steps - end
         tokens = np.where(steps < end, history, own)
         tokens[steps >= length[:, None]] = 0
-        arrays = (candidates, tokens, end[:, 0], length)
+        arrays = (tokens, end[:, 0], length)
         return SeparateBatch(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def _request_lengths(self) -> IntArray:

@@ -1,0 +1,284 @@
+"""The shared language model: token ids of a packed row in, one vector per candidate out."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from mtrec_ray.errors import BackboneError
+from mtrec_ray.model import attention
+from mtrec_ray.model.dropout import DropoutContext, DropoutKey
+from mtrec_ray.model.layout import RequestLayout, SeparateBatch
+
+Mode = Literal["packed", "separate"]
+Pooling = Literal["last", "mean"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class Backbone(nn.Module):
+    """A Hugging Face decoder or encoder without a head, run on packed rows.
+
+    Starts frozen and without the model's own dropouts (they draw from a random state). `mode`: `packed` runs a row as it is,
+    with request attention; `separate` runs one padded sequence per candidate with the model's own attention: the
+    reference, and the fall-back for models that cannot be packed. Change it only between steps: under activation
+    checkpointing the backward pass computes with the mode it finds.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        pooling: Literal["auto"] | Pooling = "auto",
+        mode: Mode = "packed",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        config = model.config.get_text_config()
+        self.model = model
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.causal = is_causal(config)
+        self.pooling: Pooling = ("last" if self.causal else "mean") if pooling == "auto" else pooling
+        self.dropout = DropoutContext()
+        self._position_offset = _position_offset(model)
+        limit = getattr(config, "max_position_embeddings", None)
+        self.max_positions: int | None = limit and limit - self._position_offset
+        self._own_attention = config._attn_implementation
+        self._checksum = weights_checksum(model)
+        _remove_unused(model)
+        _disable_dropout(model)
+        model.requires_grad_(False)
+        if checkpointing:
+            self.enable_checkpointing()
+        self.mode = mode
+
+    @property
+    def mode(self) -> Mode:
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        wanted = attention.NAME if mode == "packed" else self._own_attention
+        if wanted != self.model.config.get_text_config()._attn_implementation:
+            if not self.model._can_set_attn_implementation():
+                raise attention.UnsupportedAttention("it does not use the attention interface of transformers")
+            self.model.set_attn_implementation(wanted)
+        self._mode: Mode = mode
+
+    def enable_checkpointing(self) -> None:
+        """Saves only the inputs of each layer in training and computes the rest again in the backward pass."""
+        self.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={
+                "use_reentrant": False,
+                "preserve_rng_state": False,  # nothing in the model draws from it
+                "context_fn": self.dropout.checkpoint_contexts,
+            }
+        )
+
+    def checksum(self) -> str:
+        """SHA-256 of the weights the model was loaded with, adapters excluded."""
+        return self._checksum
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        layout: RequestLayout,
+        *,
+        key: DropoutKey | None = None,
+        token_uids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """ids int64 [L] -> [C, hidden_size], in the model's precision; `layout` on the device of `ids`.
+
+        `key` and `token_uids` (int64 [L]) are needed in training if an adapter has dropout. Without candidates the result is
+        empty, but its gradient is defined, and zero, for every trained weight: all workers run the same layers. Raises
+        `BackboneError` if an id or a position is beyond the model.
+        """
+        if layout.causal != self.causal:
+            raise ValueError(f"a layout with causal={layout.causal} for a backbone with causal={self.causal}")
+        if layout.num_candidates == 0:
+            return self._forward_nothing(ids.device, key)
+        largest_id = int(ids.max()) if ids.device.type == "cpu" else None
+        self.check_capacity(largest_id, layout.largest_position)
+        if self._mode == "packed":
+            return self._forward_packed(ids, layout, key, token_uids)
+        return self._forward_separate(ids, layout, key, token_uids)
+
+    def check_capacity(self, largest_id: int | None, largest_position: int) -> None:
+        """Raises `BackboneError` if the model has no embedding for the id, or was not made for the position."""
+        if largest_id is not None and largest_id >= self.vocab_size:
+            raise BackboneError(
+                f"token id {largest_id} is beyond the backbone's vocabulary of {self.vocab_size}: the data was "
+                "prepared with another tokenizer. Run `mtrec prepare` again with this backbone."
+            )
+        if self.max_positions is not None and largest_position >= self.max_positions:
+            raise BackboneError(
+                f"a candidate with its history has {largest_position + 1} tokens, the backbone reads at most "
+                f"{self.max_positions}. Lower history.max_events, history.event_tokens or history.candidate_tokens."
+            )
+
+    def _forward_packed(
+        self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None
+    ) -> torch.Tensor:
+        positions = layout.positions() + self._position_offset
+        with self.dropout.use(key, None if uids is None else uids[None]):
+            hidden = self.model(
+                input_ids=ids[None], position_ids=positions[None], request_layout=layout, **self._no_cache()
+            ).last_hidden_state[0]
+        return self._pool(hidden, layout.candidate_start, layout.candidate_length, layout)
+
+    def _forward_separate(
+        self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None
+    ) -> torch.Tensor:
+        batch = layout.separate()
+        self._check_window(layout)
+        # A causal model does not see what is on the right; it needs no mask and numbers positions by itself.
+        mask = None if self.causal else self._encoder_mask(batch)
+        with self.dropout.use(key, None if uids is None else uids[batch.tokens]):
+            hidden = self.model(
+                input_ids=ids[batch.tokens], attention_mask=mask, **self._no_cache()
+            ).last_hidden_state
+        first = torch.arange(len(batch.end), device=ids.device) * hidden.shape[1] + batch.end
+        return self._pool(hidden.flatten(0, 1), first, batch.length - batch.end, layout)
+
+    def _forward_nothing(self, device: torch.device, key: DropoutKey | None) -> torch.Tensor:
+        """Runs one token and selects none of its output."""
+        one = torch.zeros(1, dtype=torch.int64, device=device)
+        layout = RequestLayout.from_lengths([0], [[1]], [[0]], causal=self.causal).to(device)
+        forward = self._forward_packed if self._mode == "packed" else self._forward_separate
+        return forward(one, layout, key, one)[:0]
+
+    def _pool(
+        self, hidden: torch.Tensor, first: torch.Tensor, length: torch.Tensor, layout: RequestLayout
+    ) -> torch.Tensor:
+        """Hidden states [tokens, D] -> [C, D], of the candidates' own tokens [first, first + length)."""
+        if self.pooling == "last":
+            return hidden[first + length - 1]
+        # Gathered with padding: index_add_ would sum in an order that changes from run to run on a GPU.
+        steps = torch.arange(int(layout.host["candidate_length"].max()), device=hidden.device)
+        present = steps < length[:, None]
+        own = hidden[torch.where(present, first[:, None] + steps, 0)]
+        return (own * present[..., None]).sum(1) / length[:, None].to(hidden.dtype)
+
+    def _check_window(self, layout: RequestLayout) -> None:
+        """A mask of ours takes the place of the windowed ones that an encoder would build."""
+        window = getattr(self.model.config, "sliding_window", None)
+        if not self.causal and window is not None and layout.largest_position > window:
+            raise BackboneError(
+                f"{type(self.model).__name__} attends within {window} tokens, which one sequence per candidate "
+                f"(backbone.packing: off) cannot do for {layout.largest_position + 1}. Set backbone.packing: require."
+            )
+
+    def _encoder_mask(self, batch: SeparateBatch) -> torch.Tensor:
+        """[C, 1, T, T]: history sees history, the candidate sees all; as the model's own attention wants it."""
+        steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        history = steps < batch.end[:, None]
+        allowed = history[:, None, :] | (~history[:, :, None] & batch.present[:, None, :])
+        allowed = (allowed | torch.eye(len(steps), dtype=torch.bool, device=steps.device))[:, None]
+        if self._own_attention == "sdpa":
+            return allowed
+        dtype = self.model.dtype
+        return torch.zeros(allowed.shape, dtype=dtype, device=steps.device).masked_fill_(
+            ~allowed, torch.finfo(dtype).min
+        )
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if self.causal else {}
+
+
+def load_model(name: str, dtype: str = "float32") -> PreTrainedModel:
+    """The model called `name` on the hub, or in the folder `name`, without its head, with the weights in `dtype`.
+
+    Raises `BackboneError` if there is no such folder or it holds no model, if the hub cannot be reached, and for
+    encoder-decoder models.
+    """
+    config = load_config(name)
+    if config.is_encoder_decoder:
+        raise BackboneError(
+            f"backbone.name: '{name}' is an encoder-decoder ({config.model_type}); choose a decoder or an encoder"
+        )
+    try:
+        model: PreTrainedModel = AutoModel.from_pretrained(name, config=config, dtype=DTYPES[dtype])
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"backbone.name: the weights of '{name}' cannot be loaded: {error}") from error
+    return model
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The config of a model; see `load_model`."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+            raise BackboneError(
+                f"backbone.name: the folder '{name}' has no config.json (it holds {found}); "
+                "give a folder written by save_pretrained or `hf download`"
+            )
+    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise BackboneError(f"backbone.name: there is no folder '{name}'")
+    try:
+        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+    except OSError as error:
+        raise BackboneError(
+            f"backbone.name: '{name}' is neither a folder nor could it be fetched from the Hugging Face hub "
+            f"({str(error).splitlines()[0]}). Without a network, run `hf download {name} --local-dir DIR` on a "
+            "machine that has one and set backbone.name: DIR."
+        ) from error
+    except ValueError as error:
+        raise BackboneError(
+            f"backbone.name: transformers {transformers.__version__} does not know the model in '{name}': {error}"
+        ) from error
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a token sees only what is on its left. Models that exist in both forms say so in `is_decoder`."""
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return bool(getattr(config, "is_decoder", False))
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return getattr(config, "use_bidirectional_attention", None) is not True
+    return bool(getattr(config, "is_causal", getattr(config, "is_decoder", True)))
+
+
+def weights_checksum(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of all weights but adapters: equal before and after LoRA."""
+    digest = hashlib.sha256()
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.state_dict().items()
+        if "lora_" not in name
+    }
+    for name in sorted(state):
+        weight = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _position_offset(model: PreTrainedModel) -> int:
+    """RoBERTa and its kin number positions from padding_idx + 1."""
+    embeddings = getattr(model, "embeddings", None)
+    if embeddings is not None and hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0
+
+
+def _remove_unused(model: PreTrainedModel) -> None:
+    """A pooler after the last layer would get adapters, or be trained, without ever getting a gradient."""
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+
+
+def _disable_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                setattr(module, name, 0.0)
