@@ -1,0 +1,148 @@
+"""One Ray session for all that a command does: the cluster's where there is one, else a quiet local one."""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from mtrec_ray.config import Cluster
+from mtrec_ray.errors import ConfigError, UserError
+from mtrec_ray.progress import verbose
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # what it logs as an error it also raises
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+_NOISY_LOGGERS = ("ray", "ray.train", "DeepSpeed", "transformers", "peft")
+
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[None]:
+    """A connection to Ray inside the block; nested blocks share the outermost one, which ends it.
+
+    Under `ray job submit`, and wherever RAY_ADDRESS is set, that cluster is used. Otherwise a local session is started,
+    whether or not this machine belongs to a cluster (RAY_ADDRESS=auto asks for that), with CPU slots for the workers
+    of `cluster` and one more for reading data, so that a small machine does not wait for a slot that cannot come.
+    Workers run as many threads as they have CPUs (Ray sets OMP_NUM_THREADS from that, if it is not set already).
+
+    Token authentication is Ray's: a new local session makes `~/.ray/auth_token` if there is none; a cluster's token
+    comes from there, from RAY_AUTH_TOKEN or from RAY_AUTH_TOKEN_PATH.
+
+    Raises:
+        ConfigError: no cluster answers at RAY_ADDRESS, or it refuses the token.
+        UserError: the one that a worker raised, in place of the wrapping that Ray gave it.
+    """
+    with _unwrapped():
+        if ray.is_initialized():
+            yield
+            return
+        _connect(cluster)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def check_resources(cluster: Cluster) -> None:
+    """Refuses a training job for which a local session can never have room; a cluster may still grow.
+
+    Raises:
+        ConfigError: more GPUs asked than the machine has.
+    """
+    asked = cluster.workers * cluster.gpus_per_worker
+    found = ray.cluster_resources().get("GPU", 0.0)
+    if asked > found and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            f"cluster.workers × cluster.gpus_per_worker asks for {asked:g} GPUs, and this machine has {found:g}. "
+            "Submit the job to a cluster (`ray job submit`), or train here with --set cluster.gpus_per_worker=0."
+        )
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The mistake of the user behind an error that came through Ray Core, Ray Data or Ray Train, if that is what it is.
+
+    Ray's own copy is also an instance of the original's class, with a whole traceback as its message; `cause` is the
+    error as it was raised.
+    """
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        error = queue.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayError):
+            return _as_raised(error)
+        queue += [error.__cause__, getattr(error, "cause", None), getattr(error, "controller_failure", None)]
+        queue += getattr(error, "worker_failures", {}).values()
+    return None
+
+
+def _as_raised(error: UserError) -> UserError:
+    """`error` without the advice on retries that Ray Data writes into the message of whatever a task raises."""
+    message, added, _ = str(error).partition("\nFailed to apply UDF")
+    return type(error)(message) if added else error
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        found = find_user_error(error)
+        if found is None or found is error:
+            raise
+        raise found from None
+
+
+def _connect(cluster: Cluster) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    ray.data.DataContext.get_current().raise_original_map_exception = True  # or a mistake of the user loses its class
+    if not verbose():
+        _silence()
+    options: dict[str, Any] = {
+        "log_to_driver": verbose(),
+        "logging_level": logging.INFO if verbose() else logging.ERROR,
+    }
+    if not address:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=_slots(cluster), include_dashboard=False, **options)
+        return
+    try:
+        ray.init(runtime_env={} if verbose() else {"env_vars": _QUIET}, **options)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}). Unset it to run on this machine."
+        ) from error
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"The Ray cluster at RAY_ADDRESS={address} refuses the token: set RAY_AUTH_TOKEN to the one that "
+            "`ray get-auth-token` prints on its head node."
+        ) from error
+
+
+def _slots(cluster: Cluster) -> int:
+    return max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker) + 1)
+
+
+def _silence() -> None:
+    """Keeps the libraries' own bars, hints and deprecations out of the user's sight, here and in child processes."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"(ray|deepspeed|transformers|peft|torch)\b")
+    data_context = ray.data.DataContext.get_current()
+    data_context.enable_progress_bars = False
+    data_context.print_on_execution_start = False
