@@ -211,6 +211,10 @@ class Features(Part):
     """Statistics of items in train rows leave out the fold the user belongs to."""
     time: bool = True
     """Hour, weekday and gaps to the user's earlier events."""
+    number_dim: Annotated[int, Field(ge=0)] = 4
+    """Width of the piecewise-linear encoding of each number; 0 = standardised numbers only."""
+    history_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of the attention from the candidate's item to the items of its history; 0 = no such attention."""
     hidden: list[PositiveInt] = [128]
     """Layers of the network that reads the side features."""
     dropout: Share = 0.1

@@ -1,0 +1,92 @@
+"""The reference engine: torch alone, whole replicas, one all-reduce of the summed gradients per step."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
+from mtrec_ray.engine.base import build_optimizer, scale_learning_rates, trained
+from mtrec_ray.model.dropout import DropoutKey
+
+
+class PlainEngine:
+    """`Engine` with replicated parameters; with several ranks a process group must exist."""
+
+    def __init__(self, run: Run, model: nn.Module, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.device = device
+        self.world_rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self._clip = run.train.clip_norm
+        self._optimizer = build_optimizer(model, run)
+
+    def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
+        logits: dict[str, Tensor] = self.model(batch, key)
+        return logits
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+        if last:
+            self._sum_gradients()
+
+    def step(self, lr_scale: float) -> Tensor:
+        parameters = [p for _, p in trained(self.model)]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip if self._clip is not None else float("inf"))
+        scale_learning_rates(self._optimizer, lr_scale)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: _gradient(p).detach().cpu().clone() for name, p in trained(self.model)}
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach().cpu().clone() for name, p in trained(self.model)}
+
+    @torch.no_grad()
+    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in trained(self.model):
+            parameter.copy_(values[name])
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        state = self._optimizer.state
+        return {
+            name: {key: value.detach().cpu().clone() for key, value in state[p].items() if torch.is_tensor(value)}
+            for name, p in trained(self.model)
+            if p in state
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        parameters = dict(trained(self.model))
+        for name, values in state.items():
+            device = parameters[name].device
+            # torch keeps the step count on the host.
+            self._optimizer.state[parameters[name]] = {
+                key: value.clone().to("cpu" if key == "step" else device) for key, value in values.items()
+            }
+
+    def close(self) -> None:
+        pass
+
+    def _sum_gradients(self) -> None:
+        """One collective over the gradients of all parameters, those that got none on this rank included."""
+        if self.world_size == 1:
+            return
+        parameters = [p for _, p in trained(self.model)]
+        flat = torch.cat([_gradient(p).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = summed.view_as(parameter)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,20 @@
+"""The learning rate over the run, as a multiple of the configured one: a pure function of the step."""
+
+import math
+from typing import Literal
+
+Decay = Literal["cosine", "linear", "constant"]
+
+
+def lr_scale(step: int, num_steps: int, warmup: float, decay: Decay) -> float:
+    """Multiple for optimizer step `step` (from 0) of `num_steps`, of which the share `warmup` rises linearly from zero.
+
+    The first step has a positive rate. Cosine and linear decay end at zero just after the last step.
+    """
+    warmup_steps = round(warmup * num_steps)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if decay == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+    return 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
