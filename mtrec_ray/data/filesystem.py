@@ -1,0 +1,151 @@
+"""Files by local path or URL: opening, listing with globs, and writing so that a reader never sees half a file."""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from mtrec_ray.errors import DataError
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_GLOB = re.compile(r"[*\[]")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One file: `path` opens again anywhere (absolute, or a URL)."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def is_url(path: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
+
+
+def open_fs(path_or_url: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a local path or URL (`s3://`, `gs://`, `hdfs://`, `file://` ...), and the path inside it.
+
+    Raises:
+        DataError: a URL that pyarrow cannot open.
+    """
+    if not is_url(path_or_url):
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path_or_url))
+    try:
+        fs, path = pafs.FileSystem.from_uri(path_or_url)
+    except (pa.ArrowException, OSError, ValueError, NotImplementedError, ImportError) as error:
+        raise unreachable(path_or_url, error) from error
+    return fs, path
+
+
+def unreachable(path: str, error: Exception) -> DataError:
+    """The one message for a file system that does not answer."""
+    return DataError(
+        f"Cannot open '{path}': {_first_line(error)}. Check the address, the credentials "
+        "(as environment variables on every node) and the network."
+    )
+
+
+def find(path_or_url: str) -> list[FoundFile]:
+    """The file itself, every file below a folder, or the files that match a glob (`*`, `**`, `[...]`), sorted.
+
+    Files and folders below it whose name starts with `_` or `.` are left out, as Hadoop and Spark mean it.
+    Nothing there gives an empty list.
+    """
+    base, pattern = _split_glob(path_or_url)
+    fs, root = open_fs(base)
+    try:
+        info = fs.get_file_info(root)
+        if info.type == pafs.FileType.File:
+            infos = [info]
+        elif info.type == pafs.FileType.Directory:
+            infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+        else:
+            return []
+    except (pa.ArrowException, OSError) as error:
+        raise unreachable(path_or_url, error) from error
+    head, tail = _frame(base, root)
+    found = []
+    for info in infos:
+        inside = info.path[len(root) :].lstrip("/")
+        hidden = any(part[0] in "_." for part in inside.split("/") if part)
+        if info.type == pafs.FileType.File and not hidden and (pattern is None or pattern.fullmatch(inside)):
+            found.append(FoundFile(head + info.path + tail, info.size, info.mtime_ns or 0))
+    return sorted(found, key=lambda file: file.path)
+
+
+@contextlib.contextmanager
+def open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """A stream whose bytes appear under `path` all at once, when the block ends without an error.
+
+    Object stores publish an upload only when it is closed; elsewhere a neighbour is written and moved.
+    """
+    if fs.type_name in _OBJECT_STORES:
+        with fs.open_output_stream(path) as stream:
+            yield stream
+        return
+    fs.create_dir(os.path.dirname(path), recursive=True)
+    temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.tmp"
+    try:
+        with fs.open_output_stream(temporary) as stream:
+            yield stream
+        if fs.type_name != "local" and fs.get_file_info(path).type == pafs.FileType.File:
+            fs.delete_file(path)  # HDFS does not rename over an existing file
+        fs.move(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fs.delete_file(temporary)
+        raise
+
+
+def write_atomic(fs: pafs.FileSystem, path: str, content: bytes) -> None:
+    with open_atomic(fs, path) as stream:
+        stream.write(content)
+
+
+def write_table_atomic(fs: pafs.FileSystem, path: str, table: pa.Table, row_group_size: int | None = None) -> None:
+    """`table` as one Parquet file, zstd-compressed, under `path` all at once."""
+    with open_atomic(fs, path) as stream:
+        pq.write_table(table, stream, compression="zstd", row_group_size=row_group_size)
+
+
+def _split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
+    """The part before the first path segment with a glob, and a pattern for what lies below it."""
+    if not is_url(path) and os.path.exists(path):
+        return path, None
+    parts = path.split("/")
+    first = next((i for i, part in enumerate(parts) if _GLOB.search(part)), None)
+    if first is None:
+        return path, None
+    base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
+    return base, re.compile(_glob_regex("/".join(parts[first:])))
+
+
+def _glob_regex(pattern: str) -> str:
+    """`**/` any folders, `*` anything inside one name, `[...]` one of these characters."""
+    tokens = re.findall(r"\*\*/?|\*|\[[^\]]+\]|[^*\[]+|\[", pattern)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+    return "".join(
+        known.get(token) or (token.replace("[!", "[^") if re.fullmatch(r"\[.+\]", token) else re.escape(token))
+        for token in tokens
+    )
+
+
+def _frame(base: str, root: str) -> tuple[str, str]:
+    """What stands around the inner path in a URL: `s3://` before, `?region=...` after."""
+    if not is_url(base):
+        return "", ""
+    address, mark, query = base.partition("?")
+    address = address.rstrip("/")
+    return address.removesuffix(root.rstrip("/")), mark + query
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,216 @@
+"""Item and user tables: key -> text, categories and numbers."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.config import Category, Table
+from mtrec_ray.data.cells import as_numbers, as_text
+from mtrec_ray.data.formats import BadRow, RawBatch, column_names, find_shards, read_batches
+from mtrec_ray.data.patterns import extract_numbers
+from mtrec_ray.errors import DataError
+from mtrec_ray.registry import suggest
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """N entities, items or users; one row each, in the files' order."""
+
+    keys: pa.Array
+    """string [N], distinct"""
+    text: list[str]
+    """[N] rendered templates, "" without one"""
+    categories: dict[str, list[list[str]]]
+    """column -> [N] values of each entity, none or several"""
+    numbers: dict[str, np.ndarray]
+    """feature -> float64 [N], NaN = missing"""
+    duplicates: int
+    """Rows left out because their key had come before with other content; identical repetitions do not count."""
+    bad: list[tuple[str, BadRow]]
+    """(file, row) of rows without key or that could not be read; left out."""
+    rows_read: int
+
+    def lookup(self, keys: Sequence[str | None] | np.ndarray | pa.Array) -> np.ndarray:
+        """int64: the row of each key, -1 where the table has none."""
+        wanted = keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys, pa.string())
+        return pc.index_in(wanted, value_set=self.keys).fill_null(-1).to_numpy().astype(np.int64)
+
+
+def read_entities(table: Table, what: str = "data.items") -> EntityTable:
+    """Reads the table from its file, folder or glob (CSV, JSONL or Parquet, by extension).
+
+    Of several rows with one key the first counts. A row with an empty key, or a cell that should be a number and
+    is none, is left out and listed in `bad`.
+
+    Raises:
+        DataError: no such file, not of its format, an unknown column (with the nearest), or no rows at all.
+        ConfigError: a pattern that does not extract numbers.
+    """
+    files = find_shards(table.path, "auto", f"{what}.path")
+    needed = _needed_columns(table, what)
+    parts, bad = [], []
+    for file in files:
+        found = column_names(file)
+        for where, column in needed:
+            if column not in found:
+                raise DataError(f"{where}: no column '{column}' in '{file.path}'.{suggest(column, found)}")
+        for batch in read_batches(file, [column for _, column in needed]):
+            part, rejected = _read_part(table, batch, what)
+            parts.append(part)
+            bad += [(file.path, row) for row in batch.bad + rejected]
+    merged = _Part.join(parts)
+    if not len(merged.keys):
+        raise DataError(f"{what}.path: no rows with a key in {len(files)} file(s), the first is '{files[0].path}'.")
+    entities, duplicates = _first_of_each_key(merged)
+    return EntityTable(
+        entities.keys,
+        entities.text,
+        entities.categories,
+        entities.numbers,
+        duplicates,
+        bad,
+        rows_read=len(merged.keys) + len(bad),
+    )
+
+
+def template_columns(template: str, where: str) -> list[str]:
+    """Names of the columns in `"{title} {genres}"`.
+
+    Raises:
+        DataError: unbalanced braces, or more than a name inside them.
+    """
+    return [name for _, name in _pieces(template, where) if name is not None]
+
+
+def _pieces(template: str, where: str) -> list[tuple[str, str | None]]:
+    """(literal text, name of the column after it)."""
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise DataError(f"{where}: '{template}' is not a template ({error}). Write e.g. \"{{title}}\".") from None
+    for _, name, spec, conversion in pieces:
+        if name == "" or spec or conversion:
+            raise DataError(f"{where}: '{template}': only column names may stand in braces, as \"{{title}}\".")
+    return [(literal, name) for literal, name, _, _ in pieces]
+
+
+def _needed_columns(table: Table, what: str) -> list[tuple[str, str]]:
+    needed = [(f"{what}.key", table.key)]
+    if table.text is not None:
+        needed += [(f"{what}.text", column) for column in template_columns(table.text, f"{what}.text")]
+    needed += [(f"{what}.categories[{i}]", category.column) for i, category in enumerate(table.categories)]
+    needed += [(f"{what}.numbers[{i}]", number.column) for i, number in enumerate(table.numbers)]
+    return needed
+
+
+@dataclass(frozen=True)
+class _Part:
+    keys: pa.Array
+    text: list[str]
+    categories: dict[str, list[list[str]]]
+    numbers: dict[str, np.ndarray]
+
+    @classmethod
+    def join(cls, parts: list["_Part"]) -> "_Part":
+        if not parts:
+            return cls(pa.array([], pa.string()), [], {}, {})
+        first = parts[0]
+        return cls(
+            pa.concat_arrays([part.keys for part in parts]),
+            [text for part in parts for text in part.text],
+            {name: [values for part in parts for values in part.categories[name]] for name in first.categories},
+            {name: np.concatenate([part.numbers[name] for part in parts]) for name in first.numbers},
+        )
+
+    def take(self, rows: np.ndarray) -> "_Part":
+        return _Part(
+            self.keys.take(pa.array(rows)),
+            [self.text[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in self.categories.items()},
+            {name: values[rows] for name, values in self.numbers.items()},
+        )
+
+    def row(self, row: int) -> tuple[object, ...]:
+        values = [values[row] for values in self.categories.values()]
+        return self.text[row], values, [values[row].tobytes() for values in self.numbers.values()]
+
+
+def _read_part(table: Table, batch: RawBatch, what: str) -> tuple[_Part, list[BadRow]]:
+    columns = batch.table
+    reasons: dict[int, str] = {}
+    keys = as_text(columns.column(table.key), f"{what}.key")
+    for row in np.flatnonzero(pc.is_null(keys).to_numpy(zero_copy_only=False)):
+        reasons.setdefault(int(row), f"no key (column '{table.key}')")
+    numbers = {}
+    for i, number in enumerate(table.numbers):
+        column = columns.column(number.column)
+        if number.pattern is not None:
+            where = f"{what}.numbers[{i}]"
+            values = extract_numbers(as_text(column, where), number.pattern, f"{where}.pattern")
+        else:
+            values, unreadable = as_numbers(column)
+            for row in np.flatnonzero(unreadable):
+                reasons.setdefault(int(row), f"column '{number.column}' is not a number")
+        numbers[number.feature] = values
+    part = _Part(
+        keys,
+        _render(table.text, columns, f"{what}.text"),
+        {category.column: _values(columns, category, f"{what}.categories") for category in table.categories},
+        numbers,
+    )
+    good = np.array([row for row in range(columns.num_rows) if row not in reasons], dtype=np.int64)
+    spoilt = sorted(reasons)
+    records = columns.take(pa.array(spoilt, pa.int64())).to_pylist()
+    rejected = [
+        BadRow(int(batch.rows[row]), reasons[row], str(record)) for row, record in zip(spoilt, records, strict=True)
+    ]
+    return part.take(good), rejected
+
+
+def _render(template: str | None, columns: pa.Table, where: str) -> list[str]:
+    if template is None:
+        return [""] * columns.num_rows
+    texts: list[pa.Array] = []
+    for literal, name in _pieces(template, where):
+        texts.append(pa.array([literal] * columns.num_rows, pa.string()))
+        if name is not None:
+            texts.append(_joined(columns.column(name), where))
+    joined = pc.binary_join_element_wise(*texts, "", null_handling="replace", null_replacement="")
+    return pc.utf8_trim_whitespace(joined).to_pylist()
+
+
+def _joined(column: pa.ChunkedArray, where: str) -> pa.Array:
+    """Text of each cell; a list is written with commas."""
+    if not _is_list(column.type):
+        return as_text(column, where)
+    return pa.array([None if cell is None else ", ".join(map(str, cell)) for cell in column.to_pylist()], pa.string())
+
+
+def _values(columns: pa.Table, category: Category, where: str) -> list[list[str]]:
+    column = columns.column(category.column)
+    if _is_list(column.type):
+        return [
+            [] if cell is None else [str(value) for value in cell if value is not None] for cell in column.to_pylist()
+        ]
+    cells = as_text(column, where).to_pylist()
+    if category.separator is None:
+        return [[] if cell is None else [cell] for cell in cells]
+    split = [[] if cell is None else cell.split(category.separator) for cell in cells]
+    return [[value.strip() for value in values if value.strip()] for values in split]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _first_of_each_key(part: _Part) -> tuple[_Part, int]:
+    first: dict[str, int] = {}
+    different = 0
+    for row, key in enumerate(part.keys.to_pylist()):
+        if first.setdefault(key, row) != row:
+            different += part.row(row) != part.row(first[key])
+    return part.take(np.fromiter(first.values(), np.int64)), different
