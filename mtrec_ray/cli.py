@@ -1,0 +1,259 @@
+"""The command line: one verb per stage. `jobs/*.py` run the same functions under `ray job submit`.
+
+Results (a config, a path) go to stdout, progress and messages to stderr. Exit codes: 0 done; 2 a mistake in what the
+user gave, told in one message; 1 a defect, with its traceback. Ray and torch are imported inside the verbs, so that
+`--help` answers at once and a wrong config is refused before either starts.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mtrec_ray.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from mtrec_ray.config import Run
+
+QUICKSTART, SAMPLE_LOGS = Path("configs/quickstart.yaml"), Path("sample_logs")
+
+_OVERVIEW = """Train multi-task recommenders on a shared language-model backbone, from interaction logs, on Ray.
+
+A run is one YAML file:
+
+\b
+  mtrec init LOGS > run.yaml      look at the logs, write a config
+  mtrec train run.yaml            prepare (cached), train, evaluate, report
+  mtrec train run.yaml --set name=longer --set train.epochs=5
+
+No logs at hand? `mtrec quickstart` makes some and runs everything on them.
+
+\b
+The same on a cluster:
+  ray job submit --working-dir . -- python jobs/train.py run.yaml
+"""
+
+
+def _application(**settings: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )
+
+
+app = _application(help=_OVERVIEW, no_args_is_help=True)
+
+ConfigArgument = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The same as CONFIG.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, as train.epochs=5; may be repeated."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and DeepSpeed print themselves.")]
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="New folder for the logs and the tables of items and users.")],
+    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 400,
+    items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 300,
+    days: Annotated[int, typer.Option(min=1, help="Days that the log spans; one Parquet partition a day.")] = 14,
+    shards: Annotated[int, typer.Option(min=1, help="Parquet files per day.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Write generated logs: users with tastes, items whose text tells part of the truth, several feedback signals.
+
+    \b
+    Example:
+      mtrec sample my_logs --users 2000 --days 30
+    """
+    from mtrec_ray.data.sample import write_sample
+
+    write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards)
+    print(folder)
+
+
+@app.command()
+def init(
+    logs: Annotated[list[str], typer.Argument(metavar="LOGS...", help="Files, folders, globs or URLs of the logs.")],
+    items: Annotated[str | None, typer.Option(help="Table of items: one row per item, with its text.")] = None,
+    users: Annotated[str | None, typer.Option(help="Table of users: one row per user.")] = None,
+) -> None:
+    """Look at the columns of your logs and print a config; what was assumed is said on stderr.
+
+    \b
+    Example:
+      mtrec init logs/*.parquet --items items.csv > run.yaml
+    """
+    from mtrec_ray.data.inspect import propose_config
+
+    text, assumptions = propose_config(logs, items, users)
+    for assumption in assumptions:
+        print(f"Assumed: {assumption}", file=sys.stderr)
+    print(text, end="")
+
+
+@app.command()
+def prepare(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Read the logs and write encoded requests; the same inputs and settings are prepared only once.
+
+    \b
+    Examples:
+      mtrec prepare run.yaml
+      ray job submit --working-dir . -- python jobs/prepare.py run.yaml
+    """
+    run = _load(config, config_option, overrides, verbose)
+    from mtrec_ray.data.prepare import prepare
+    from mtrec_ray.launch.session import ray_session
+
+    with ray_session(run.cluster):
+        print(prepare(run).folder)
+
+
+@app.command()
+def pretrain(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train the backbone on the text of the train period, without labels; `train` starts from it.
+
+    \b
+    Example:
+      mtrec pretrain run.yaml --set pretrain.epochs=5
+    """
+    run = _load(config, config_option, overrides, verbose)
+    from mtrec_ray.launch.pretrain import pretrain
+    from mtrec_ray.launch.session import ray_session
+
+    with ray_session(run.cluster):
+        print(pretrain(run))
+
+
+@app.command()
+def train(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of the same name.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prepare if need be, train the adapter and the towers, evaluate, and write the report.
+
+    \b
+    Examples:
+      mtrec train run.yaml
+      mtrec train run.yaml --set name=wide --set 'towers.hidden=[128, 64]'
+      ray job submit --working-dir . -- python jobs/train.py run.yaml
+    """
+    run = _load(config, config_option, overrides, verbose)
+    from mtrec_ray.launch.session import ray_session
+    from mtrec_ray.launch.train import train
+
+    with ray_session(run.cluster):
+        print(train(run, overwrite=overwrite))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run, as runs/NAME.")],
+    verbose: Verbose = False,
+) -> None:
+    """Score a run's test data once more and rewrite its metrics, predictions and report.
+
+    \b
+    Example:
+      mtrec evaluate runs/quickstart
+    """
+    _be_verbose(verbose)
+    from mtrec_ray.launch.evaluate import evaluate
+
+    print(evaluate(run))
+
+
+@app.command()
+def quickstart(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Everything on generated logs, in one Ray session: sample, prepare, pretrain, train, evaluate.
+
+    \b
+    Example (from a checkout, which has configs/quickstart.yaml):
+      mtrec quickstart --set train.epochs=1
+    """
+    run = _load(QUICKSTART, None, overrides, verbose)
+    from mtrec_ray.data.prepare import prepare
+    from mtrec_ray.data.sample import write_sample
+    from mtrec_ray.launch.evaluate import evaluate
+    from mtrec_ray.launch.pretrain import pretrain
+    from mtrec_ray.launch.session import ray_session
+    from mtrec_ray.launch.train import train
+
+    if not SAMPLE_LOGS.exists():
+        write_sample(SAMPLE_LOGS)
+    with ray_session(run.cluster):
+        prepare(run)
+        pretrain(run)
+        folder = train(run, overwrite=True)
+        evaluate(folder)
+    print(f"{folder}/report.html")
+
+
+def main() -> None:
+    """Entry point of `mtrec`."""
+    _run(app)
+
+
+def job(verb: Callable[..., None]) -> None:
+    """Entry point of `jobs/<verb>.py`: the verb alone, with the same options, messages and exit codes."""
+    application = _application()
+    application.command()(verb)
+    _run(application)
+
+
+def _run(application: typer.Typer) -> None:
+    try:
+        application()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _load(config: Path | None, option: Path | None, overrides: list[str] | None, verbose: bool) -> "Run":
+    if (config is None) == (option is None):
+        raise ConfigError(
+            "Give one config: `mtrec train run.yaml`, or --config run.yaml. `mtrec init LOGS` writes one."
+        )
+    _be_verbose(verbose)
+    from mtrec_ray.config_file import load
+
+    run = load(config or option or "", overrides or [])
+    _refuse_vanishing_paths(run)
+    return run
+
+
+def _be_verbose(verbose: bool) -> None:
+    if verbose:
+        os.environ["MTREC_VERBOSE"] = "1"
+
+
+def _refuse_vanishing_paths(run: "Run") -> None:
+    """A submitted job runs in a copy of the working directory that Ray removes; what it writes there is lost."""
+    if "working_dir_files" not in Path.cwd().parts:
+        return
+    for key, path in (("cluster.storage", run.cluster.storage), ("data.prepared_dir", run.data.prepared_dir)):
+        if not Path(path).is_absolute() and "://" not in path:
+            raise ConfigError(
+                f"{key} is '{path}': in a submitted job a relative path lies in Ray's temporary copy of the working "
+                f"directory and is lost. Give a URL or a path that all nodes share: --set {key}=s3://bucket/folder."
+            )
