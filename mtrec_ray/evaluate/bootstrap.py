@@ -1,0 +1,141 @@
+"""Intervals by resampling users with replacement: the rows of one user are not independent, the users are.
+
+A resample is a count per user [U]; a metric of the resampled rows is the same metric with these counts as row weights,
+so rows are sorted once and each resample costs O(N). Resample b of a seed is the same whatever the scores and the
+metric: the difference of two score columns is paired by subtracting their `replicates`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mtrec_ray.evaluate import metrics
+
+LEVEL = 0.95
+MIN_DEFINED = 0.5
+"""No interval is given where fewer of the resamples define the metric."""
+
+
+class Interval(NamedTuple):
+    """Percentiles of the resamples, between which `LEVEL` of them lie."""
+
+    low: float
+    high: float
+
+
+def resamples(num_users: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """`count` times: how often each user [U] is drawn when U users are drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield np.bincount(rng.integers(num_users, size=num_users), minlength=num_users).astype(np.float64)
+
+
+def replicates(
+    names: Iterable[str],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    users: np.ndarray,
+    train_mean: float,
+    count: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Each named metric on each resample [count]; NaN where the resample does not define it.
+
+    Rows as for `metrics.measure`: a label that is NaN is left out. Without rows there are no resamples.
+    """
+    labels, scores, users = metrics.observed_rows(labels, scores, users)
+    names = list(names)
+    values = {name: np.full(count, np.nan) for name in names}
+    if len(labels) == 0:
+        return values
+    _, code = np.unique(users, return_inverse=True)
+    weighted = {name: _weighted(name, labels, scores, code, train_mean) for name in names}
+    for b, user_weights in enumerate(resamples(int(code.max()) + 1, count, seed)):
+        for name in names:
+            values[name][b] = weighted[name](user_weights)
+    return values
+
+
+def interval(values: np.ndarray) -> Interval | None:
+    """The interval of one metric's replicates; None where too few resamples define it."""
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0 or len(defined) < MIN_DEFINED * len(values):
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+Weighted = Callable[[np.ndarray], float]
+
+
+def _weighted(name: str, labels: np.ndarray, scores: np.ndarray, code: np.ndarray, train_mean: float) -> Weighted:
+    """The metric as a function of the users' weights [U]; rows of user u are `code == u`."""
+    if name == "auc":
+        return _weighted_auc(labels, scores, code)
+    if name == "gauc":
+        areas, rows = metrics.user_aucs(labels, scores, code)
+        return _ratio(np.where(np.isnan(areas), 0, areas * rows), np.where(np.isnan(areas), 0, rows))
+    terms = _row_terms(name, labels, scores, train_mean)
+    if terms is None:
+        return _resampled(metrics.METRICS[name], labels, scores, code, train_mean)
+    above, below = (np.bincount(code, weights=np.broadcast_to(term, len(labels))) for term in terms)
+    ratio = _ratio(above, below)
+    return (lambda weights: ratio(weights) ** 0.5) if name == "rmse" else ratio
+
+
+def _row_terms(
+    name: str, labels: np.ndarray, scores: np.ndarray, train_mean: float
+) -> tuple[np.ndarray, np.ndarray | float] | None:
+    """Terms per row such that the metric (squared, for rmse) is the sum of the first over the sum of the second."""
+    if name == "logloss":
+        loss = metrics.row_log_loss if scores.ndim == 1 else metrics.row_multiclass_log_loss
+        return loss(labels, scores), 1.0
+    if name == "ne" and 0 < train_mean < 1:
+        constant = np.full(len(labels), train_mean)
+        return metrics.row_log_loss(labels, scores), metrics.row_log_loss(labels, constant)
+    if name == "calibration":
+        return np.asarray(scores, dtype=np.float64), labels
+    if name in ("rmse", "mae"):
+        error = np.subtract(scores, labels, dtype=np.float64)
+        return (np.square(error) if name == "rmse" else np.abs(error)), 1.0
+    if name == "accuracy":
+        return (np.argmax(scores, axis=1) == labels) * 1.0, 1.0
+    return None
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> Weighted:
+    def value(weights: np.ndarray) -> float:
+        total = weights @ below
+        return float(weights @ above / total) if total > 0 else np.nan
+
+    return value
+
+
+def _weighted_auc(labels: np.ndarray, scores: np.ndarray, code: np.ndarray) -> Weighted:
+    order = np.argsort(scores, kind="stable")
+    code, positive = code[order], labels[order] > 0
+    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+
+    def value(weights: np.ndarray) -> float:
+        rows = weights[code]
+        hits = np.add.reduceat(np.where(positive, rows, 0), starts)
+        misses = np.add.reduceat(np.where(positive, 0, rows), starts)
+        pairs = hits.sum() * misses.sum()
+        below = np.cumsum(misses) - misses / 2  # negatives with a lower score, and half of those tied
+        return float(hits @ below / pairs) if pairs > 0 else np.nan
+
+    return value
+
+
+def _resampled(
+    metric: metrics.Metric, labels: np.ndarray, scores: np.ndarray, code: np.ndarray, train_mean: float
+) -> Weighted:
+    """Any other metric, by really repeating the rows."""
+
+    def value(weights: np.ndarray) -> float:
+        rows = np.repeat(np.arange(len(labels)), weights[code].astype(np.int64))
+        found = metric(labels[rows], scores[rows], code[rows], train_mean) if len(rows) else None
+        return np.nan if found is None else found
+
+    return value

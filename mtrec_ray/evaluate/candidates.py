@@ -1,0 +1,86 @@
+"""The candidates of a prepared split as flat arrays, shard by shard, for whatever is computed without the model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.manifest import Manifest, ShardEntry
+from mtrec_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """C candidates of one shard; T tasks, G category slots, F numbers in the manifest's order."""
+
+    row_id: np.ndarray
+    """int64 [C]"""
+    item_index: np.ndarray
+    """int32 [C], 0 = unknown"""
+    history: np.ndarray
+    """int32 [C] events that the candidate sees"""
+    categories: np.ndarray
+    """int32 [C, G], 0 = unknown, -1 = absent"""
+    numbers: np.ndarray
+    """float32 [C, F], NaN = missing"""
+    labels: np.ndarray
+    """float32 [C, T], NaN = not observed"""
+
+
+def read_shard(prepared: str, entry: ShardEntry, columns: list[str]) -> pa.Table:
+    """Some columns of one shard's request rows. Raises `DataError` for a file that is not there or is damaged."""
+    filesystem, root = open_fs(prepared)
+    try:
+        return pq.read_table(f"{root}/{entry.path}", columns=columns, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{prepared}/{entry.path} cannot be read ({error}). The prepared folder is damaged; delete it and run "
+            "`mtrec prepare` again."
+        ) from error
+
+
+def read_candidates(prepared: str, manifest: Manifest, split: str) -> Iterator[Candidates]:
+    """The candidates of a split, one shard at a time, in the shards' order."""
+    columns = ["row_id", "item_index", "candidate_events", "categories", "numbers", "labels"]
+    for entry in manifest.shards[split]:
+        table = read_shard(prepared, entry, columns)
+        row_id = flat(table, "row_id")
+        yield Candidates(
+            row_id=row_id,
+            item_index=flat(table, "item_index"),
+            history=flat(table, "candidate_events"),
+            categories=matrix(table, "categories", len(row_id)),
+            numbers=matrix(table, "numbers", len(row_id)),
+            labels=matrix(table, "labels", len(row_id)),
+        )
+
+
+def flat(table: pa.Table, column: str) -> np.ndarray:
+    """A list column's values, row after row."""
+    return np.asarray(table.column(column).combine_chunks().flatten())
+
+
+def matrix(table: pa.Table, column: str, rows: int) -> np.ndarray:
+    """A flattened row-major list column as [rows, width]; the width is 0 where the column is empty."""
+    values = flat(table, column)
+    return values.reshape(rows, len(values) // rows if rows else 0)
+
+
+def lengths(table: pa.Table, column: str) -> np.ndarray:
+    """int64 [R]: values in each row of a list column."""
+    return np.asarray(pc.list_value_length(table.column(column).combine_chunks())).astype(np.int64)
+
+
+def seen_in_train(prepared: str, manifest: Manifest) -> tuple[pa.Array, pa.Array]:
+    """The distinct users and items of the train candidates."""
+    users, items = pa.array([], pa.string()), pa.array([], pa.string())
+    for entry in manifest.shards["train"]:
+        table = read_shard(prepared, entry, ["user", "item"])
+        users = pc.unique(pa.concat_arrays([users, table.column("user").combine_chunks().cast(pa.string())]))
+        item = table.column("item").combine_chunks().flatten().cast(pa.string())
+        items = pc.unique(pa.concat_arrays([items, item]))
+    return users, items

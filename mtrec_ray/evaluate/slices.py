@@ -1,0 +1,58 @@
+"""Slices of the rows of a split: is the user, is the item known from train, how long is the history."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.evaluate.candidates import read_candidates, seen_in_train
+from mtrec_ray.evaluate.predictions import Rows, positions
+
+HISTORY_EDGES = (1, 5, 20, 100)
+"""First length of each band after the empty history, in events that the candidate sees."""
+
+
+class Slicer:
+    """Knows the train split's users and items and the history lengths; reads the shards once."""
+
+    def __init__(self, prepared: str, manifest: Manifest) -> None:
+        self.prepared, self.manifest = prepared, manifest
+        self.users, self.items = seen_in_train(prepared, manifest)
+
+    def slices(self, split: str, rows: Rows) -> dict[str, np.ndarray]:
+        """Name -> bool [N]; slices without rows are left out. A row may lie in several."""
+        warm_user, warm_item = _is_in(rows.user, self.users), _is_in(rows.item, self.items)
+        named = {
+            "user in train": warm_user,
+            "user new": ~warm_user,
+            "item in train": warm_item,
+            "item new": ~warm_item,
+        }
+        history = self._history(split, rows.row_id)
+        bands = np.digitize(history, HISTORY_EDGES)
+        for band in range(len(HISTORY_EDGES) + 1):
+            named[_band_name(band)] = (bands == band) & (history >= 0)
+        return {name: mask for name, mask in named.items() if mask.any()}
+
+    def _history(self, split: str, row_id: np.ndarray) -> np.ndarray:
+        """int [N] events that each row sees; -1 for a row that the prepared split does not hold."""
+        parts = [(shard.row_id, shard.history) for shard in read_candidates(self.prepared, self.manifest, split)]
+        if not parts:
+            return np.full(len(row_id), -1)
+        keys, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+        places = positions(keys, row_id)
+        return np.where(places < 0, -1, lengths[places])
+
+
+def _is_in(values: pa.Array, known: pa.Array) -> np.ndarray:
+    return pc.is_in(values, value_set=known).to_numpy(zero_copy_only=False)
+
+
+def _band_name(band: int) -> str:
+    if band == 0:
+        return "history empty"
+    low = HISTORY_EDGES[band - 1]
+    if band == len(HISTORY_EDGES):
+        return f"history {low}+"
+    high = HISTORY_EDGES[band] - 1
+    return f"history {low}" if low == high else f"history {low}–{high}"
