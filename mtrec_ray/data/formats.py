@@ -75,7 +75,7 @@ def find_shards(paths: str | list[str], format: str, what: str) -> list[DataFile
     shards: dict[str, DataFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         found = find(path)
-        single = len(found) == 1 and not any(mark in path for mark in "*[")
+        single = len(found) == 1 and _name(found[0].path) == _name(path)
         files = [shard for file in found if (shard := _typed(file, format, single, what))]
         if not files:
             raise _nothing(path, found, format, what)
@@ -130,7 +130,7 @@ def _explained(file: DataFile) -> Iterator[None]:
 
 def _typed(file: FoundFile, format: str, single: bool, what: str) -> DataFile | None:
     """None for a file of another kind inside a folder."""
-    name = file.path.partition("?")[0].rsplit("/", 1)[-1].lower()
+    name = _name(file.path).lower()
     for compression in (".gz", ".bz2", ".zst"):
         name = name.removesuffix(compression)
     extension = name[name.rindex(".") :] if "." in name else ""
@@ -144,6 +144,10 @@ def _typed(file: FoundFile, format: str, single: bool, what: str) -> DataFile | 
     else:
         chosen = format if single or known == format or not extension else None
     return DataFile(file.path, chosen, file.size, file.mtime_ns) if chosen else None
+
+
+def _name(path: str) -> str:
+    return path.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _nothing(path: str, found: list[FoundFile], format: str, what: str) -> DataError:
@@ -190,7 +194,7 @@ def _csv_header(file: DataFile) -> list[str]:
 
 
 def _delimiter(file: DataFile) -> str:
-    return "\t" if ".tsv" in file.path.rsplit("/", 1)[-1].lower() else ","
+    return "\t" if ".tsv" in _name(file.path).lower() else ","
 
 
 def _read_csv(file: DataFile, columns: list[str], batch_rows: int) -> Iterator[RawBatch]:
@@ -309,7 +313,7 @@ def _decoded(table: pa.Table, rows: np.ndarray, bad: list[BadRow], from_latin: b
         else:
             continue
         texts = [None if cell is None else cell.decode("utf-8", "backslashreplace") for cell in cells]
-        broken |= [cell is not None and text.encode() != cell for cell, text in zip(cells, texts, strict=True)]
+        broken |= [text is not None and text.encode() != cell for cell, text in zip(cells, texts, strict=True)]
         table = table.set_column(index, name, pa.array(texts, pa.string()))
     if broken.any():
         spoilt = table.filter(pa.array(broken)).to_pylist()

@@ -12,7 +12,7 @@ from mtrec_ray.config import Category, Table
 from mtrec_ray.data.cells import as_numbers, as_text
 from mtrec_ray.data.formats import BadRow, RawBatch, column_names, find_shards, read_batches
 from mtrec_ray.data.patterns import extract_numbers
-from mtrec_ray.errors import DataError
+from mtrec_ray.errors import ConfigError, DataError
 from mtrec_ray.registry import suggest
 
 
@@ -48,7 +48,7 @@ def read_entities(table: Table, what: str = "data.items") -> EntityTable:
 
     Raises:
         DataError: no such file, not of its format, an unknown column (with the nearest), or no rows at all.
-        ConfigError: a pattern that does not extract numbers.
+        ConfigError: a text that is no template, or a pattern that does not extract numbers.
     """
     files = find_shards(table.path, "auto", f"{what}.path")
     needed = _needed_columns(table, what)
@@ -81,7 +81,7 @@ def template_columns(template: str, where: str) -> list[str]:
     """Names of the columns in `"{title} {genres}"`.
 
     Raises:
-        DataError: unbalanced braces, or more than a name inside them.
+        ConfigError: unbalanced braces, or more than a name inside them.
     """
     return [name for _, name in _pieces(template, where) if name is not None]
 
@@ -91,10 +91,10 @@ def _pieces(template: str, where: str) -> list[tuple[str, str | None]]:
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise DataError(f"{where}: '{template}' is not a template ({error}). Write e.g. \"{{title}}\".") from None
+        raise ConfigError(f"{where}: '{template}' is not a template ({error}). Write e.g. \"{{title}}\".") from None
     for _, name, spec, conversion in pieces:
         if name == "" or spec or conversion:
-            raise DataError(f"{where}: '{template}': only column names may stand in braces, as \"{{title}}\".")
+            raise ConfigError(f"{where}: '{template}': only column names may stand in braces, as \"{{title}}\".")
     return [(literal, name) for literal, name, _, _ in pieces]
 
 
@@ -187,20 +187,22 @@ def _joined(column: pa.ChunkedArray, where: str) -> pa.Array:
     """Text of each cell; a list is written with commas."""
     if not _is_list(column.type):
         return as_text(column, where)
-    return pa.array([None if cell is None else ", ".join(map(str, cell)) for cell in column.to_pylist()], pa.string())
+    return pa.array([", ".join(values) for values in _lists(column)], pa.string())
 
 
 def _values(columns: pa.Table, category: Category, where: str) -> list[list[str]]:
     column = columns.column(category.column)
     if _is_list(column.type):
-        return [
-            [] if cell is None else [str(value) for value in cell if value is not None] for cell in column.to_pylist()
-        ]
+        return _lists(column)
     cells = as_text(column, where).to_pylist()
     if category.separator is None:
         return [[] if cell is None else [cell] for cell in cells]
     split = [[] if cell is None else cell.split(category.separator) for cell in cells]
     return [[value.strip() for value in values if value.strip()] for values in split]
+
+
+def _lists(column: pa.ChunkedArray) -> list[list[str]]:
+    return [[str(value) for value in cell or [] if value is not None] for cell in column.to_pylist()]
 
 
 def _is_list(kind: pa.DataType) -> bool:
