@@ -32,7 +32,7 @@ class OrderSettings:
     batch_requests: int
     """Requests per optimizer step, over all ranks."""
     micro_tokens: int
-    """Most tokens of one micro-step on one rank, or candidates where there are no tokens; a longer request goes alone."""
+    """Most tokens of one micro-step on one rank, or candidates where there are no tokens; a longer request is alone."""
     world_size: int
     shuffle: bool
 
