@@ -136,10 +136,8 @@ def pretrain(
     """
     run = _load(config, config_option, overrides, verbose)
     from mtrec_ray.launch.pretrain import pretrain
-    from mtrec_ray.launch.session import ray_session
 
-    with ray_session(run.cluster):
-        print(pretrain(run))
+    print(pretrain(run))
 
 
 @app.command()
@@ -159,11 +157,9 @@ def train(
       ray job submit --working-dir . -- python jobs/train.py run.yaml
     """
     run = _load(config, config_option, overrides, verbose)
-    from mtrec_ray.launch.session import ray_session
     from mtrec_ray.launch.train import train
 
-    with ray_session(run.cluster):
-        print(train(run, overwrite=overwrite))
+    print(train(run, overwrite=overwrite))
 
 
 @app.command()

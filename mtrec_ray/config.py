@@ -267,6 +267,22 @@ class GroupRates(Part):
     tables: float
 
 
+class LearningRate(GroupRates):
+    """Per step, for AdamW."""
+
+    adapters: float = 1e-3
+    towers: float = 1e-3
+    tables: float = 2e-3
+
+
+class WeightDecay(GroupRates):
+    """Decoupled from the gradient, as AdamW's."""
+
+    adapters: float = 0.0
+    towers: float = 0.01
+    tables: float = 0.0
+
+
 class Train(Part):
     """The optimisation. A step is one optimizer step; its batch is counted over all workers."""
 
@@ -276,8 +292,8 @@ class Train(Part):
     """Requests per optimizer step, over all workers."""
     micro_tokens: PositiveInt = 8192
     """Most tokens of one forward pass on one worker; a longer single request still goes alone."""
-    learning_rate: GroupRates = GroupRates(adapters=1e-3, towers=1e-3, tables=2e-3)
-    weight_decay: GroupRates = GroupRates(adapters=0.0, towers=0.01, tables=0.0)
+    learning_rate: LearningRate = LearningRate()
+    weight_decay: WeightDecay = WeightDecay()
     warmup: Share = 0.05
     """Share of all steps over which the learning rate rises from zero."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"

@@ -93,11 +93,11 @@ class _TerminalBar:
         self.what, self.unit, self.done, self.text = what, unit, 0.0, ""
         self.started = time.monotonic()
         self.view = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=24),
             progress.TextColumn("{task.fields[count]}"),
             progress.TimeRemainingColumn(elapsed_when_finished=True),
-            progress.TextColumn("[dim]{task.fields[note]}", markup=True),
+            progress.TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
