@@ -41,7 +41,7 @@ class TaskKind(Protocol):
     """One kind of label. All functions are pure; N rows, K outputs."""
 
     metrics: dict[str, int]
-    """Names of the metrics, as `evaluate` knows them: +1 if higher is better, -1 if lower; the first one is the main one."""
+    """Names of metrics in `evaluate.metrics`, the main one first: +1 if higher is better, -1 if lower."""
 
     @staticmethod
     def outputs(task: FittedTask) -> int:

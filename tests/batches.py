@@ -1,6 +1,7 @@
 """Small synthetic requests, manifests and configs for tests of model, engines and loop."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ towers: {z_dim: 8, hidden: [6], dropout: 0.1}
 train: {batch_requests: 8, warmup: 0.1}
 engine: {name: plain}
 """
+
+
+@dataclass(frozen=True)
+class Step:
+    """As `data.stream.Step`, with a number for a plan."""
+
+    plan: int
+    batches: list[Batch]
 
 
 def make_run(*overrides: str) -> Run:
@@ -141,12 +150,12 @@ def _tokens(requests: Sequence[dict[str, Any]], counts: np.ndarray) -> tuple[Req
 
 def make_steps(
     count: int, ranks: int = 1, rank: int = 0, micro_steps: int = 1, requests: int = 8, **batch: Any
-) -> list[Any]:
-    """`count` steps of `requests` requests each, dealt round robin to ranks and micro-steps: `(plan, [Batch])`."""
+) -> list[Step]:
+    """`count` steps of `requests` requests each, dealt round robin to ranks and micro-steps."""
     steps = []
     for step in range(count):
         numbers = range(step * requests, (step + 1) * requests)
         mine = [n for n in numbers if n % ranks == rank]
         dealt = [mine[m::micro_steps] for m in range(micro_steps)]
-        steps.append((step, [make_batch([make_request(n) for n in part], **batch) for part in dealt]))
+        steps.append(Step(step, [make_batch([make_request(n) for n in part], **batch) for part in dealt]))
     return steps

@@ -15,16 +15,13 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.model.dropout import DropoutKey
 
-GROUPS = ("adapters", "towers", "tables")
-"""Groups of parameters with a learning rate and a weight decay each."""
-
 
 class TrainedModel(Protocol):
     """The part of `model.recommender.Recommender` that engines use, beside `nn.Module`."""
 
-    def __call__(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]: ...
-
-    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]: ...
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Trained parameters by group (`adapters`, `towers`, `tables`) and name."""
+        ...
 
 
 class Engine(Protocol):
@@ -96,7 +93,7 @@ def build_engine(run: Run, build_model: BuildModel, device: torch.device) -> Eng
 
 
 def build_optimizer(model: nn.Module, run: Run) -> torch.optim.Optimizer:
-    """torch's AdamW (Loshchilov & Hutter 2019) or plain SGD, with a learning rate and a decay for each group of `GROUPS`.
+    """torch's AdamW (Loshchilov & Hutter 2019) or plain SGD, with a learning rate and a decay for each group.
 
     Groups without parameters are left out; `initial_lr` keeps the rate that the schedule scales.
     """

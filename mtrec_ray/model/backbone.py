@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 import transformers
+from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -26,8 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Backbone(nn.Module):
     """A Hugging Face decoder or encoder without a head, run on packed rows.
 
-    Starts frozen and without the model's own dropouts (they draw from a random state). `mode`: `packed` runs a row as it is,
-    with request attention; `separate` runs one padded sequence per candidate with the model's own attention: the
+    Starts frozen and without the model's own dropouts (they draw from a random state). `mode`: `packed` runs a row as
+    it is, with request attention; `separate` runs one padded sequence per candidate with the model's own attention: the
     reference, and the fall-back for models that cannot be packed. Change it only between steps: under activation
     checkpointing the backward pass computes with the mode it finds.
     """
@@ -44,7 +45,7 @@ class Backbone(nn.Module):
         config = model.config.get_text_config()
         self.model = model
         self.hidden_size: int = config.hidden_size
-        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.vocab_size = _vocab_size(model)
         self.causal = is_causal(config)
         self.pooling: Pooling = ("last" if self.causal else "mean") if pooling == "auto" else pooling
         self.dropout = DropoutContext()
@@ -69,7 +70,7 @@ class Backbone(nn.Module):
         wanted = attention.NAME if mode == "packed" else self._own_attention
         if wanted != self.model.config.get_text_config()._attn_implementation:
             if not self.model._can_set_attn_implementation():
-                raise attention.UnsupportedAttention("it does not use the attention interface of transformers")
+                raise attention.UnsupportedAttentionError("it does not use the attention interface of transformers")
             self.model.set_attn_implementation(wanted)
         self._mode: Mode = mode
 
@@ -97,9 +98,9 @@ class Backbone(nn.Module):
     ) -> torch.Tensor:
         """ids int64 [L] -> [C, hidden_size], in the model's precision; `layout` on the device of `ids`.
 
-        `key` and `token_uids` (int64 [L]) are needed in training if an adapter has dropout. Without candidates the result is
-        empty, but its gradient is defined, and zero, for every trained weight: all workers run the same layers. Raises
-        `BackboneError` if an id or a position is beyond the model.
+        `key` and `token_uids` (int64 [L]) are needed in training if an adapter has dropout. Without candidates the
+        result is empty, but its gradient is defined, and zero, for every trained weight: all workers run the same
+        layers. Raises `BackboneError` if an id or a position is beyond the model.
         """
         if layout.causal != self.causal:
             raise ValueError(f"a layout with causal={layout.causal} for a backbone with causal={self.causal}")
@@ -142,9 +143,7 @@ class Backbone(nn.Module):
         # A causal model does not see what is on the right; it needs no mask and numbers positions by itself.
         mask = None if self.causal else self._encoder_mask(batch)
         with self.dropout.use(key, None if uids is None else uids[batch.tokens]):
-            hidden = self.model(
-                input_ids=ids[batch.tokens], attention_mask=mask, **self._no_cache()
-            ).last_hidden_state
+            hidden = self.model(input_ids=ids[batch.tokens], attention_mask=mask, **self._no_cache()).last_hidden_state
         first = torch.arange(len(batch.end), device=ids.device) * hidden.shape[1] + batch.end
         return self._pool(hidden.flatten(0, 1), first, batch.length - batch.end, layout)
 
@@ -247,18 +246,29 @@ def is_causal(config: PreTrainedConfig) -> bool:
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of all weights but adapters: equal before and after LoRA."""
+    """SHA-256 over names, shapes, types and bytes of all weights but adapters: equal before and after LoRA.
+
+    Weights that ZeRO-3 has split over the ranks are put together one by one, so then every rank must call it.
+    """
     digest = hashlib.sha256()
     state = {
         name.replace(".base_layer.", "."): value
-        for name, value in model.state_dict().items()
+        for name, value in model.state_dict(keep_vars=True).items()
         if "lora_" not in name
     }
     for name in sorted(state):
-        weight = state[name].detach().cpu().contiguous()
+        with gather_params_ctx(state[name]):
+            weight = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise BackboneError(f"{type(model).__name__} reads no token ids; choose a text model")
+    return embedding.num_embeddings
 
 
 def _position_offset(model: PreTrainedModel) -> int:
@@ -272,7 +282,7 @@ def _position_offset(model: PreTrainedModel) -> int:
 def _remove_unused(model: PreTrainedModel) -> None:
     """A pooler after the last layer would get adapters, or be trained, without ever getting a gradient."""
     if isinstance(getattr(model, "pooler", None), nn.Module):
-        model.pooler = None
+        model._modules["pooler"] = None
 
 
 def _disable_dropout(model: PreTrainedModel) -> None:

@@ -89,7 +89,7 @@ class CategoryTable(nn.Module):
 
 
 def mlp(width: int, hidden: list[int], dropout: float, name: str, context: DropoutContext) -> tuple[nn.Sequential, int]:
-    """Linear, ReLU, dropout for each of `hidden`, and the width of the last; names of the dropouts begin with `name`."""
+    """Linear, ReLU, dropout for each of `hidden`, and the width of the last; dropouts are named after `name`."""
     layers: list[nn.Module] = []
     for i, size in enumerate(hidden):
         layers += [nn.Linear(width, size), nn.ReLU(), StatelessDropout(dropout, f"{name}.{i}", context)]

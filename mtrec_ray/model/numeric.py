@@ -13,7 +13,7 @@ _LIMIT = 4.0
 
 
 class NumberEncoder(nn.Module):
-    """`Batch` -> [C, F * (2 + dim)] from its numbers [C, F], NaN = missing: standardised value, missing flag, `dim` learned features.
+    """`Batch` -> [C, F * (2 + dim)]: standardised value, missing flag and `dim` learned features of each number.
 
     The learned features are a linear map, one per number, of the piecewise-linear encoding over the train quantiles
     (Gorishniy et al. 2022, "On Embeddings for Numerical Features in Tabular Deep Learning"): bin k is 0 below its edge

@@ -73,7 +73,7 @@ class Recommender(nn.Module):
         return z
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Trained parameters by name: `adapters` (of the backbone), `tables` (of ids and categories), `towers` (the rest)."""
+        """Trained parameters by name: `adapters` in the backbone, `tables` of ids and categories, `towers` the rest."""
         tables = {id(module.weight) for module in self.side.modules() if isinstance(module, nn.Embedding)}
         groups: dict[str, dict[str, nn.Parameter]] = {"adapters": {}, "towers": {}, "tables": {}}
         for name, parameter in self.named_parameters():

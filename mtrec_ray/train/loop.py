@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.model.dropout import DropoutKey
 from mtrec_ray.multitask.losses import Objective, label_counts
 from mtrec_ray.train.schedule import Decay, lr_scale
+
+
+class StepData(Protocol):
+    """One optimizer step's data on one rank: `data.stream.Step`."""
+
+    @property
+    def plan(self) -> Any: ...
+
+    @property
+    def batches(self) -> list[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +63,9 @@ class StepResult:
 
 
 def training_steps(
-    engine: Engine, steps: Iterable[tuple[Any, list[Batch]]], recipe: Recipe, first_step: int = 0
+    engine: Engine, steps: Iterable[StepData], recipe: Recipe, first_step: int = 0
 ) -> Iterator[StepResult]:
-    """Trains on `steps` (one plan and this rank's micro-batches each), the first of which is step `first_step` of the run.
+    """Trains on `steps`, the first of which is step `first_step` of the run, to the end of the recipe.
 
     Every rank brings equally many steps and equally many batches per step, empty ones included.
 
@@ -66,7 +76,8 @@ def training_steps(
     for step in range(first_step, recipe.num_steps):
         engine.model.train()  # in every step, for the caller may evaluate between two
         started = time.perf_counter()
-        plan, batches = next(source)
+        data = next(source)
+        batches = data.batches
         waited = time.perf_counter() - started
         counts = sum(label_counts(batch.labels) for batch in batches).to(engine.device)  # type: ignore[union-attr]
         counts = engine.sum_over_ranks(counts)
@@ -85,7 +96,7 @@ def training_steps(
         grad_norm = engine.step(scale)
         yield StepResult(
             step=step + 1,
-            plan=plan,
+            plan=data.plan,
             loss=loss,
             task_loss=sums / counts,
             counts=counts,

@@ -1,0 +1,260 @@
+"""DeepSpeed: ZeRO 0-3 with torch's AdamW, and what has to be known about it.
+
+- DeepSpeed averages gradients over ranks and micro-steps; ours are sums. `DeepSpeedEngine.backward` undoes both, and
+  is the only place that does.
+- Precision is the model's business (frozen weights and autocast in bfloat16, trained weights in float32), so
+  DeepSpeed runs in its float32 mode at every stage and there is no second set of weights.
+- On CPU it would compile a C++ extension at start; nothing here needs a compiler (`_without_compiled_ops`).
+- Whole tensors come from its `safe_get_full_*`. Of the setters those for parts of ZeRO-3 are used, since the whole
+  ones fail on sizes that the number of ranks does not divide.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
+from mtrec_ray.engine.base import BuildModel, build_optimizer, scale_learning_rates, trained
+from mtrec_ray.errors import BackboneError
+from mtrec_ray.model.dropout import DropoutKey
+
+
+def deepspeed_config(run: Run) -> dict[str, Any]:
+    """DeepSpeed's config, derived from ours; the optimizer is built by us and handed over."""
+    engine = run.engine
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.offload == "cpu":
+        pin = torch.cuda.is_available()
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
+        if engine.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": pin}
+    return {
+        # For DeepSpeed a micro-step is one row; what it holds, and how many there are, varies (see `backward`).
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": run.train.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }
+
+
+def loading_config(run: Run) -> dict[str, Any]:
+    """DeepSpeed's config while weights are loaded at stage 3: here bf16 means the precision of the frozen weights."""
+    bf16 = run.engine.precision == "bf16" and run.adapter.kind != "full"
+    return deepspeed_config(run) | {"bf16": {"enabled": bf16}}
+
+
+class DeepSpeedEngine:
+    """`Engine` on DeepSpeed. Makes a process group of one if there is none.
+
+    Raises:
+        BackboneError: at stage 3 the weights that were loaded are not those of the file.
+    """
+
+    def __init__(self, run: Run, build_model: BuildModel, device: torch.device) -> None:
+        deepspeed = _import(device)
+        _ensure_process_group(device)
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+        self.device = device
+        self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.stage: int = run.engine.zero_stage
+        model: Any = _load_sharded(run, build_model, self.world_rank) if self.stage == 3 else build_model()
+        self._optimizer = build_optimizer(model, run)
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=self._optimizer, config=deepspeed_config(run), dist_init_required=False
+        )
+        self.model: nn.Module = self._engine.module
+        if self.stage in (1, 2) and isinstance(self._optimizer, torch.optim.AdamW):
+            # DeepSpeed links state and parameters after the first group's first step, when the others have none yet.
+            self._create_state({"step": torch.tensor(0.0), "exp_avg": torch.empty(0), "exp_avg_sq": torch.empty(0)})
+
+    def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
+        logits: dict[str, Tensor] = self._engine(batch, key)
+        return logits
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed divides by the number of ranks in its reduction, and by the micro-steps only if asked to.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, lr_scale: float) -> Tensor:
+        scale_learning_rates(self._optimizer, lr_scale)
+        norm = self._unpartitioned_norm() if self.stage == 0 else None
+        self._engine.step()
+        return torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    def gradients(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_grad
+
+        return {name: safe_get_full_grad(p).detach().cpu().clone() for name, p in trained(self.model)}
+
+    def parameters(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        def whole(parameter: nn.Parameter) -> Tensor:
+            return safe_get_full_fp32_param(parameter) if self.stage == 3 else parameter
+
+        return {name: whole(p).detach().cpu().clone() for name, p in trained(self.model)}
+
+    @torch.no_grad()
+    def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        for name, parameter in trained(self.model):
+            value = values[name].to(self.device)
+            if self.stage == 3:
+                with GatheredParameters([parameter], modifier_rank=0):
+                    parameter.copy_(value)
+                safe_set_local_fp32_param(parameter, self._own_part(value, parameter))
+            else:
+                parameter.copy_(value)
+                safe_set_full_fp32_param(parameter, value)
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        return {name: state for name, p in trained(self.model) if (state := self._state_of(p))}
+
+    def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        if not state:
+            return
+        parameters = dict(trained(self.model))
+        self._create_state(next(iter(state.values())))
+        for name, values in state.items():
+            for key, value in values.items():
+                if key != "step":
+                    self._set_state(parameters[name], key, value.to(self.device))
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """The tensors that the torch optimizer steps: parameters, or at stages 1-3 this rank's flat parts of them."""
+        if self.stage == 0:
+            return [p for _, p in trained(self.model)]
+        zero = self._engine.optimizer
+        flat: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return flat
+
+    def _create_state(self, like: Mapping[str, Tensor]) -> None:
+        """Gives the torch optimizer the state that it would make in its first step."""
+        for flat in self._flat_parameters():
+            self._optimizer.state[flat] = {
+                key: value.clone() if key == "step" else torch.zeros_like(flat) for key, value in like.items()
+            }
+        if self.stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Whole state of a parameter on the host; empty before the first step. A collective."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        flat = parameter if self.stage == 0 else self._flat_parameters()[0]
+        state = self._optimizer.state.get(flat, {})
+        whole = {}
+        for key, value in state.items():
+            if key != "step" and self.stage > 0:
+                value = safe_get_full_optimizer_state(parameter, key)
+            whole[key] = value.detach().cpu().clone()
+        return whole
+
+    def _set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.stage == 3:
+            safe_set_local_optimizer_state(parameter, self._own_part(value, parameter), key)
+        elif self.stage == 0:
+            self._optimizer.state[parameter][key].copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _own_part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        """This rank's part of a whole tensor at stage 3; the last rank's is padded with zeros."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
+        return padded[self.world_rank * size : (self.world_rank + 1) * size]
+
+    def _unpartitioned_norm(self) -> Tensor:
+        """DeepSpeed gives no norm at stage 0."""
+        return torch.nn.utils.get_total_norm([p.grad for _, p in trained(self.model) if p.grad is not None])
+
+
+def _import(device: torch.device) -> Any:
+    """deepspeed for this device, without its output."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+    # DeepSpeed still calls what torch has renamed.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if device.type == "cpu":
+        _without_compiled_ops(deepspeed)
+    return deepspeed
+
+
+def _without_compiled_ops(deepspeed: Any) -> None:
+    """On CPU DeepSpeed builds a shared-memory collective for inference when it starts (tens of seconds, with g++).
+
+    It asks this table, which it fills by running compilers, whether it can. An empty one means no to all of them.
+    """
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+
+
+def _ensure_process_group(device: torch.device) -> None:
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+
+
+def _load_sharded(run: Run, build_model: BuildModel, world_rank: int) -> nn.Module:
+    """The model with its backbone split over the ranks while it is loaded, so that it need not fit on any of them.
+
+    Transformers may leave weights unloaded then (transformers #45313); so rank 0 also loads them whole, on the host,
+    and both are compared.
+    """
+    expected = _checksum(build_model()) if world_rank == 0 else None
+    with _sharded_loading(run):
+        model = build_model()
+    found = _checksum(model)
+    if world_rank == 0 and found != expected:
+        raise BackboneError(
+            f"backbone '{run.backbone.name}': the weights loaded for ZeRO stage 3 have checksum {found:.12}, those of "
+            f"the file {expected:.12}. Use engine.zero_stage: 2 or lower with these versions."
+        )
+    return model
+
+
+def _checksum(model: nn.Module) -> str:
+    backbone: Any = model.backbone
+    return "none" if backbone is None else str(backbone.checksum())
+
+
+@contextmanager
+def _sharded_loading(run: Run) -> Iterator[None]:
+    """Tells transformers to partition weights as they are made; holds only inside."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    config = HfDeepSpeedConfig(loading_config(run))  # transformers holds it weakly: it works while it lives
+    try:
+        yield
+    finally:
+        del config
