@@ -53,21 +53,26 @@ def read_candidates(prepared: str, manifest: Manifest, split: str) -> Iterator[C
             row_id=row_id,
             item_index=flat(table, "item_index"),
             history=flat(table, "candidate_events"),
-            categories=matrix(table, "categories", len(row_id)),
-            numbers=matrix(table, "numbers", len(row_id)),
-            labels=matrix(table, "labels", len(row_id)),
+            categories=flat(table, "categories").reshape(len(row_id), _slots(manifest)),
+            numbers=flat(table, "numbers").reshape(len(row_id), len(manifest.numbers)),
+            labels=flat(table, "labels").reshape(len(row_id), len(manifest.tasks)),
         )
+
+
+def no_candidates(manifest: Manifest) -> Candidates:
+    """What a split without rows holds."""
+    none, integers = np.empty(0, np.int64), np.empty((0, _slots(manifest)), np.int32)
+    numbers, labels = (np.empty((0, len(entries)), np.float32) for entries in (manifest.numbers, manifest.tasks))
+    return Candidates(none, none, none, integers, numbers, labels)
+
+
+def _slots(manifest: Manifest) -> int:
+    return max((category.offset + category.width for category in manifest.categories), default=0)
 
 
 def flat(table: pa.Table, column: str) -> np.ndarray:
     """A list column's values, row after row."""
     return np.asarray(table.column(column).combine_chunks().flatten())
-
-
-def matrix(table: pa.Table, column: str, rows: int) -> np.ndarray:
-    """A flattened row-major list column as [rows, width]; the width is 0 where the column is empty."""
-    values = flat(table, column)
-    return values.reshape(rows, len(values) // rows if rows else 0)
 
 
 def lengths(table: pa.Table, column: str) -> np.ndarray:

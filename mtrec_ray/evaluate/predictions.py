@@ -56,7 +56,7 @@ def read_rows(path: str, manifest: Manifest) -> dict[str, Rows]:
     tasks = [task.name for task in manifest.tasks]
     names = [f"{part}.{task}" for part in ("label", "score") for task in tasks]
     table = read_table(path, ["split", "row_id", "user", "item", *names])
-    splits = [split for split in manifest.shards if split in set(table.column("split").to_pylist())]
+    splits = [split for split in manifest.shards if split in set(pc.unique(table.column("split")).to_pylist())]
     if not splits:
         raise DataError(f"{path} holds no rows of the splits {', '.join(manifest.shards)}.")
     return {split: _rows(_of_split(table, split), tasks) for split in splits}

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.evaluate.candidates import read_candidates, seen_in_train
+from mtrec_ray.evaluate.candidates import flat, read_shard, seen_in_train
 from mtrec_ray.evaluate.predictions import Rows, positions
 
 HISTORY_EDGES = (1, 5, 20, 100)
@@ -36,10 +36,13 @@ class Slicer:
 
     def _history(self, split: str, row_id: np.ndarray) -> np.ndarray:
         """int [N] events that each row sees; -1 for a row that the prepared split does not hold."""
-        parts = [(shard.row_id, shard.history) for shard in read_candidates(self.prepared, self.manifest, split)]
-        if not parts:
+        tables = [
+            read_shard(self.prepared, entry, ["row_id", "candidate_events"]) for entry in self.manifest.shards[split]
+        ]
+        keys = np.concatenate([np.empty(0, np.int64), *(flat(table, "row_id") for table in tables)])
+        lengths = np.concatenate([np.empty(0, np.int64), *(flat(table, "candidate_events") for table in tables)])
+        if len(keys) == 0:
             return np.full(len(row_id), -1)
-        keys, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
         places = positions(keys, row_id)
         return np.where(places < 0, -1, lengths[places])
 
