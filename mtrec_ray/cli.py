@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtrec_ray.errors import ConfigError, UserError
+from mtrec_ray.progress import say
 
 if TYPE_CHECKING:
     from mtrec_ray.config import Run
 
-QUICKSTART, SAMPLE_LOGS = Path("configs/quickstart.yaml"), Path("sample_logs")
+QUICKSTART, SAMPLE_LOGS = Path("configs/quickstart.yaml"), "sample_logs"
 
 _OVERVIEW = """Train multi-task recommenders on a shared language-model backbone, from interaction logs, on Ray.
 
@@ -60,23 +61,25 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray an
 
 @app.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(help="New folder for the logs and the tables of items and users.")],
-    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 400,
-    items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 300,
-    days: Annotated[int, typer.Option(min=1, help="Days that the log spans; one Parquet partition a day.")] = 14,
-    shards: Annotated[int, typer.Option(min=1, help="Parquet files per day.")] = 2,
+    folder: Annotated[str, typer.Argument(help="Folder or URL for the logs, the table of items and a config.")],
+    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 2000,
+    items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 500,
+    days: Annotated[int, typer.Option(min=1, help="Days that the logs span.")] = 30,
+    shards: Annotated[int, typer.Option(min=1, help="Parquet files, one per range of days.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
 ) -> None:
     """Write generated logs: users with tastes, items whose text tells part of the truth, several feedback signals.
 
     \b
     Example:
-      mtrec sample my_logs --users 2000 --days 30
+      mtrec sample my_logs --users 500 --days 10
+      mtrec train my_logs/config.yaml
     """
     from mtrec_ray.data.sample import write_sample
 
-    write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards)
-    print(folder)
+    summary = write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards)
+    say(f"sample: {summary.rows:,} rows; the true click probabilities have AUC {summary.oracle_auc:.3f}")
+    print(f"{folder.rstrip('/')}/config.yaml")
 
 
 @app.command()
@@ -95,7 +98,7 @@ def init(
 
     text, assumptions = propose_config(logs, items, users)
     for assumption in assumptions:
-        print(f"Assumed: {assumption}", file=sys.stderr)
+        say(f"Assumed: {assumption}")
     print(text, end="")
 
 
@@ -195,7 +198,7 @@ def quickstart(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from mtrec_ray.launch.session import ray_session
     from mtrec_ray.launch.train import train
 
-    if not SAMPLE_LOGS.exists():
+    if not Path(SAMPLE_LOGS).exists():
         write_sample(SAMPLE_LOGS)
     with ray_session(run.cluster):
         prepare(run)
@@ -221,7 +224,7 @@ def _run(application: typer.Typer) -> None:
     try:
         application()
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        say(f"Error: {error}")
         sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _NOISY_LOGGERS = ("ray", "ray.train", "DeepSpeed", "transformers", "peft")
+_CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -118,17 +120,31 @@ def _connect(cluster: Cluster) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", num_cpus=_slots(cluster), include_dashboard=False, **options)
         return
+    _check_reachable(address)
     try:
         ray.init(runtime_env={} if verbose() else {"env_vars": _QUIET}, **options)
     except ConnectionError as error:
-        raise ConfigError(
-            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}). Unset it to run on this machine."
-        ) from error
+        raise _no_cluster(address, error) from error
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
             f"The Ray cluster at RAY_ADDRESS={address} refuses the token: set RAY_AUTH_TOKEN to the one that "
             "`ray get-auth-token` prints on its head node."
         ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes; `auto`, `local` and `ray://` it answers soon."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    return ConfigError(f"No Ray cluster answers at RAY_ADDRESS={address} ({error}). Unset it to run on this machine.")
 
 
 def _slots(cluster: Cluster) -> int:
