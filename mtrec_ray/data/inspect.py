@@ -1,0 +1,222 @@
+"""Looks at logs and proposes a config for them: what `mtrec init` writes, with everything it assumed."""
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import yaml
+
+from mtrec_ray.data.cells import as_text, guess_unit
+from mtrec_ray.data.filesystem import is_url
+from mtrec_ray.data.formats import DataFile, column_names, find_shards
+from mtrec_ray.data.glimpse import Glimpse, named, plain
+from mtrec_ray.data.inspect_tables import describe_table, table_beside
+from mtrec_ray.errors import DataError
+
+_NAMES = {
+    role: names.split()
+    for role, names in {
+        "user": "user userid uid personid person visitorid visitor customerid customer memberid member accountid "
+        "reviewerid",
+        "item": "item itemid iid movieid movie contentid content productid product articleid article newsid news "
+        "videoid video goodsid goods songid song trackid track bookid book asin sku adid ad documentid docid postid "
+        "businessid",
+        "time": "timestamp time ts eventtime datetime date createdat unixtime unixreviewtime eventtimestamp timems",
+        "request": "requestid request impressionid impression searchid queryid pageviewid",
+        "event": "eventtype event action actiontype behavior behaviour behaviortype type interactiontype",
+        "rating": "rating ratings stars score overall",
+        "shown": "position rank slot",
+    }.items()
+}
+_REMEDIES = {
+    "user": "add one that says whose row it is (a session or device id will do)",
+    "item": "add one with the id of what was shown",
+    "time": "add the time of each row, because a history may only hold what came before",
+}
+_FEEDBACK = re.compile(r"click|like|purchase|buy|bought|order|conver|share|follow|save|cart|comment|forward|mark|label")
+_DWELL = re.compile(r"dwell|play.?time|watch.?time|stay.?time|read.?time|time.?spent|view.?time")
+_MOST_TASKS = 8
+_SCHEMAS_READ = 50
+
+
+def propose_config(paths: list[str], items: str | None = None, users: str | None = None) -> tuple[str, list[str]]:
+    """A config of at most 25 lines for the logs at `paths`, and one sentence for each thing it assumed.
+
+    Args:
+        items: table of items; without it, one beside the logs whose key has their item ids is taken.
+        users: table of users.
+
+    Raises:
+        DataError: no such files, or a log in which no column names the user, the item or the time (with the remedy).
+    """
+    notes: list[str] = []
+    logs, files = _pick_logs(paths, notes)
+    log = Glimpse(files, "data.logs")
+    notes.append(f"{files[0].format} logs in {len(files)} file(s); looked at the first {log.rows} rows")
+    data: dict[str, Any] = {"logs": logs}
+    columns = _find_columns(log, notes)
+    event = _find_event(log, columns)
+    if event is not None:
+        columns["event"] = event
+        data["layout"] = "behaviours"
+    data["columns"] = columns
+    unit = guess_unit(log.raw(columns["time"]))
+    if unit != "s" and not log.is_timestamp(columns["time"]):
+        data["time_unit"] = unit
+    notes.append(f"'{columns['time']}' is in unit {unit}: its values then lie between 1971 and 2099")
+    if event is not None:
+        data["candidate_event"], tasks = _behaviour_tasks(log, event, notes)
+    else:
+        tasks = _label_tasks(log, columns, notes)
+    if shown := [name for name in named(log.names, _NAMES["shown"]) if log.numbers(name) is not None]:
+        data["numbers"] = shown
+        notes.append(f"{shown} is known when the item is shown: a number feature of the candidate")
+    relative = not is_url(paths[0]) and not os.path.isabs(paths[0])
+    items = items or table_beside(log, columns["item"], relative, notes)
+    for name, path, key in (("items", items, columns["item"]), ("users", users, columns["user"])):
+        if path is not None:
+            data[name] = describe_table(path, log, key, name, notes)
+    return _write({"name": _run_name(paths[0]), "data": data, "tasks": tasks}), notes
+
+
+def _pick_logs(paths: list[str], notes: list[str]) -> tuple[str | list[str], list[DataFile]]:
+    """What to write as `data.logs`, and its files: in a folder of several kinds of files, those with user and time."""
+    files = find_shards(paths, "auto", "data.logs")
+    some = files[:_SCHEMAS_READ]
+    whole = [file for file in some if all(named(column_names(file), _NAMES[role]) for role in ("user", "time"))]
+    if not whole or len(whole) == len(some):
+        return (paths[0] if len(paths) == 1 else paths), files
+    relative = not is_url(paths[0]) and not os.path.isabs(paths[0])
+    chosen = [os.path.relpath(file.path) if relative else file.path for file in whole]
+    notes.append(f"only files with a user and a time are logs: {', '.join(chosen)}")
+    return (chosen[0] if len(chosen) == 1 else chosen), whole
+
+
+def _find_columns(log: Glimpse, notes: list[str]) -> dict[str, str]:
+    found = {}
+    for role, remedy in _REMEDIES.items():
+        candidates = named(log.names, _NAMES[role])
+        if role == "time":
+            candidates += [name for name in log.names if name not in candidates and _maybe_time(log, name)]
+            candidates = [name for name in candidates if guess_unit(log.raw(name).drop_null()) is not None]
+        if not candidates:
+            raise DataError(
+                f"No column looks like the {role} in {log.described()}. Rename it to "
+                f"'{role if role == 'time' else role + '_id'}', or name it in a config by hand (data.columns.{role}); "
+                f"if the log has none, {remedy}."
+            )
+        found[role] = candidates[0]
+    if request := named(log.names, _NAMES["request"]):
+        found["request"] = request[0]
+    notes.append(", ".join(f"{role}: '{column}'" for role, column in found.items()))
+    return found
+
+
+def _maybe_time(log: Glimpse, name: str) -> bool:
+    return log.is_timestamp(name) or plain(name).endswith(("time", "timestamp", "date"))
+
+
+def _find_event(log: Glimpse, columns: dict[str, str]) -> str | None:
+    for name in named(log.names, _NAMES["event"]):
+        if name not in columns.values() and 2 <= len(set(log.texts(name))) <= 50 and log.numbers(name) is None:
+            return name
+    return None
+
+
+def _behaviour_tasks(log: Glimpse, event: str, notes: list[str]) -> tuple[str, dict[str, Any]]:
+    """The type that makes a candidate, and a task for each other type."""
+    counts = pc.value_counts(as_text(log.raw(event), event).drop_null()).to_pylist()
+    types = [entry["values"] for entry in sorted(counts, key=lambda entry: (-entry["counts"], entry["values"]))]
+    notes.append(f"a row per event: a '{types[0]}', the most frequent type in '{event}', makes a candidate")
+    return types[0], _most({_identifier(name): {"event": name} for name in types[1:]}, notes)
+
+
+def _label_tasks(log: Glimpse, columns: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    free = {name: values for name in log.names if (values := _free_numbers(log, columns, name)) is not None}
+    tasks: dict[str, Any] = {}
+    for name in named(free, _NAMES["rating"]):
+        if len(np.unique(free[name])) > 2:
+            threshold = 4.0 if free[name].max() <= 5 else float(np.quantile(free[name], 0.6, method="higher"))
+            tasks["like"] = {"label": f"{_quoted(name)} >= {threshold:g}"}
+            tasks[_identifier(name)] = {"kind": "regression", "label": _quoted(name)}
+            notes.append(f"'{name}' is a rating: a like is {threshold:g} or more, and its value is a regression")
+    binary = [name for name, values in free.items() if np.unique(values).tolist() == [0, 1]]
+    for name in [name for name in binary if _FEEDBACK.search(plain(name))] or binary:
+        tasks.setdefault(_identifier(name), {"label": _quoted(name)})
+        notes.append(f"'{name}' holds 0 and 1: a binary label")
+    durations = [name for name, values in free.items() if "duration" in plain(name) and values.min() >= 0]
+    dwells = [name for name, values in free.items() if _DWELL.search(name.lower()) and values.min() >= 0]
+    for name in dwells or durations:
+        tasks[_identifier(name)] = {"kind": "regression", "label": f"log({_quoted(name)} + 1)"}
+        notes.append(f"'{name}' is a duration: a regression of its logarithm, observed where it is not empty")
+    if not tasks:
+        raise DataError(
+            f"No column looks like a label (0 and 1, a rating, a duration) or an event type in {log.described()}. "
+            "Write `tasks` into a config by hand, e.g. `like: {label: score > 3}`."
+        )
+    tasks = _most(tasks, notes)
+    for name, task in tasks.items():
+        _set_feedback(log, name, task, notes)
+    return tasks
+
+
+def _free_numbers(log: Glimpse, columns: dict[str, str], name: str) -> np.ndarray | None:
+    return None if name in columns.values() else log.numbers(name)
+
+
+def _most(tasks: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    left_out = list(tasks)[_MOST_TASKS:]
+    if left_out:
+        notes.append(f"the first {_MOST_TASKS} tasks only; left out: {', '.join(left_out)}")
+    return {name: task for name, task in tasks.items() if name not in left_out}
+
+
+def _set_feedback(log: Glimpse, name: str, task: dict[str, Any], notes: list[str]) -> None:
+    """A column like `like_time` says when the label became known; without one that is assumed."""
+    endings = ("time", "at", "timestamp", "ts")
+    own = [column for column in log.names if plain(column) in [plain(name) + ending for ending in endings]]
+    if own and guess_unit(log.raw(own[0]).drop_null()) is not None:
+        task["feedback_time"] = own[0]
+        notes.append(f"'{name}' becomes known at '{own[0]}'")
+    elif task["label"].startswith("log("):
+        task["feedback_delay"] = "10m"
+        notes.append(f"'{name}' becomes known 10 minutes after the row's time (feedback_delay)")
+    else:
+        task["feedback_delay"] = 0
+        notes.append(f"'{name}' is known at the row's own time; set feedback_delay or feedback_time if it comes later")
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
+
+
+def _quoted(name: str) -> str:
+    return name if name.isidentifier() else f"`{name}`"
+
+
+def _run_name(path: str) -> str:
+    parts = [part for part in path.split("/") if part and not re.search(r"[*\[:]", part)]
+    generic = {"", "logs", "log", "data", "train", "interactions", "events", "ratings"}
+    stems = [re.sub(r"[^A-Za-z0-9_.-]", "-", part.split(".")[0]).strip("-._") for part in reversed(parts)]
+    return next((stem for stem in stems if stem.lower() not in generic), "run")
+
+
+def _write(tree: dict[str, Any]) -> str:
+    """YAML with the small mappings on one line each."""
+    lines = [f"name: {_inline(tree['name'])}", "data:"]
+    for key, value in tree["data"].items():
+        if key in ("items", "users"):
+            lines.append(f"  {key}:")
+            lines += [f"    {part}: {_inline(content)}" for part, content in value.items()]
+        else:
+            lines.append(f"  {key}: {_inline(value)}")
+    lines.append("tasks:")
+    lines += [f"  {_inline(name)}: {_inline(task)}" for name, task in tree["tasks"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.strip().removesuffix("...").strip()

@@ -1,0 +1,166 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec_ray.config import Category, Number, Run
+from mtrec_ray.config_file import parse
+from mtrec_ray.data.inspect import propose_config
+from mtrec_ray.data.logs import check_log, find_files, read_events
+from mtrec_ray.data.sample import write_sample
+from mtrec_ray.data.tables import read_entities
+from mtrec_ray.errors import DataError
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data with real logs")
+
+
+def propose(*paths: Path | str, **tables: str) -> tuple[Run, list[str]]:
+    """The proposal, which must be short, load, and read its log without a bad row."""
+    text, notes = propose_config([str(path) for path in paths], **tables)
+    assert len(text.splitlines()) <= 25
+    run = parse(text)
+    files = find_files(run.data)
+    check_log(files, run)
+    first = next(read_events(files[0], 0, run))
+    assert first.table.num_rows == first.rows_read > 0
+    if run.data.items is not None:
+        assert (read_entities(run.data.items).lookup(first.table.column("item")) >= 0).any()
+    return run, notes
+
+
+def write_csv(path: Path, header: str, *rows: str) -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+@needs_shared
+@pytest.mark.parametrize("path", ["ml-latest-small/ratings.csv", "ml-latest-small"])
+def test_movielens(path: str) -> None:
+    run, notes = propose(SHARED / path)
+    assert run.name == "ml-latest-small"
+    columns = run.data.columns
+    assert (columns.user, columns.item, columns.time, run.data.time_unit) == ("userId", "movieId", "timestamp", "s")
+    assert {name: (task.kind, task.label) for name, task in run.tasks.items()} == {
+        "like": ("binary", "rating >= 4"),
+        "rating": ("regression", "rating"),
+    }
+    items = run.data.items
+    assert items is not None
+    assert items.path.endswith("movies.csv")
+    assert (items.key, items.text) == ("movieId", "{title} {genres}")
+    assert items.categories == [Category(column="genres", separator="|")]
+    assert items.numbers == [Number(column="title", pattern=r"\((\d{4})\)", name="year")]
+    assert any("a like is 4 or more" in note for note in notes)
+
+
+@needs_shared
+def test_deskdrop() -> None:
+    run, _ = propose(SHARED / "deskdrop" / "interactions.csv")
+    assert (run.data.layout, run.data.candidate_event) == ("behaviours", "VIEW")
+    assert run.data.columns.event == "eventType"
+    assert run.data.columns.request is None, "a session is not a list that was shown at once"
+    assert {task.event for task in run.tasks.values()} == {"LIKE", "BOOKMARK", "COMMENT CREATED", "FOLLOW"}
+    assert run.data.items is not None
+    assert (run.data.items.key, run.data.items.text) == ("contentId", "{title}")
+
+
+def test_generated_sample(tmp_path: Path) -> None:
+    write_sample(str(tmp_path), users=200, items=80, days=4, shards=2)
+    run, _ = propose(tmp_path / "logs")
+    assert run.data.columns.request == "request_id"
+    assert {name: task.kind for name, task in run.tasks.items()} == {
+        "click": "binary",
+        "like": "binary",
+        "purchase": "binary",
+        "dwell_s": "regression",
+    }
+    assert run.tasks["like"].feedback_time == "like_time"
+    assert run.data.numbers == [Number(column="position")]
+    assert run.data.items is not None
+    assert (run.data.items.text, run.data.items.categories) == ("{title}", [Category(column="topic")])
+    assert run.data.items.numbers == [Number(column="price")]
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "time", "cell", "unit"),
+    [
+        ("uid", "sku", "ts", 1_600_000_000_000, "ms"),
+        ("User_ID", "newsId", "event_time", "2020-05-17T12:00:00Z", "iso"),
+        ("visitorid", "asin", "purchase_date", 1_600_000_000, "s"),
+    ],
+)
+def test_names_and_units(tmp_path: Path, user: str, item: str, time: str, cell: Any, unit: str) -> None:
+    path = write_csv(tmp_path / "log.csv", f"{user},{item},{time},is_click", f"1,2,{cell},0", f"1,3,{cell},1")
+    run, _ = propose(path)
+    assert (run.data.columns.user, run.data.columns.item, run.data.columns.time) == (user, item, time)
+    assert run.data.time_unit == unit
+    assert run.tasks["is_click"].label == "is_click"
+
+
+def test_json_lines_and_named_tables(tmp_path: Path) -> None:
+    lines = [{"user": "ann", "item": f"i{i}", "time": 1_600_000_000 + i, "stars": i % 11} for i in range(40)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pq.write_table(
+        pa.table(
+            {
+                "code": [f"i{i}" for i in range(40)],
+                "about": [f"text number {i}" for i in range(40)],
+                "tags": [["a"], ["b", "c"]] * 20,
+            }
+        ),
+        tmp_path / "other.parquet",
+    )
+    users = write_csv(tmp_path / "people.csv", "user,country,age", "ann,no,30", "bob,no,31", "eve,fr,5", "joe,fr,")
+    run, _ = propose(tmp_path / "log.jsonl", items=str(tmp_path / "other.parquet"), users=str(users))
+    assert run.tasks["like"].label == "stars >= 6"
+    assert run.data.items is not None
+    assert run.data.users is not None
+    assert (run.data.items.key, run.data.items.text) == ("code", "{about}")
+    assert run.data.items.categories == [Category(column="tags")]
+    assert (run.data.users.key, run.data.users.categories) == ("user", [Category(column="country")])
+    assert run.data.users.numbers == [Number(column="age")]
+
+
+def test_columns_that_are_no_feedback_are_not_made_tasks(tmp_path: Path) -> None:
+    header = "user_id,item_id,time,is_active,click,long name like"
+    run, _ = propose(
+        write_csv(tmp_path / "log.csv", header, "1,2,1600000000,0,1,1", "1,3,1600000000,1,0,0", "2,3,1600000000,1,1,0")
+    )
+    assert {name: task.label for name, task in run.tasks.items()} == {
+        "click": "click",
+        "long_name_like": "`long name like`",
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("item_id,time,click", r"No column looks like the user .*Rename it to 'user_id'.*add one that says whose row"),
+        ("user_id,time,click", r"No column looks like the item "),
+        ("user_id,item_id,click", r"No column looks like the time .*add the time of each row"),
+        ("user_id,item_id,time", r"No column looks like a label .*Write `tasks`"),
+    ],
+)
+def test_what_cannot_be_found_is_refused_with_the_remedy(tmp_path: Path, header: str, message: str) -> None:
+    cells = {"user_id": "1", "item_id": "2", "time": "1600000000", "click": "1"}
+    row = ",".join(cells[name] for name in header.split(","))
+    path = write_csv(tmp_path / "log.csv", header, row, row.replace(",1", ",0"))
+    with pytest.raises(DataError, match=message):
+        propose_config([str(path)])
+
+
+def test_absent_empty_and_wrong_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.logs: no file"):
+        propose_config([str(tmp_path / "absent")])
+    with pytest.raises(DataError, match=r"data\.logs: no row"):
+        propose_config([str(write_csv(tmp_path / "empty.csv", "user,item,time"))])
+    log = write_csv(tmp_path / "log.csv", "user,item,time,click", "1,2,1600000000,1", "1,3,1600000000,0")
+    wrong = write_csv(tmp_path / "wrong.csv", "id,title", "77,a", "78,b")
+    with pytest.raises(
+        DataError, match=r"data\.items\.path: no column of .*wrong\.csv.* has the ids of the log's 'item'"
+    ):
+        propose_config([str(log)], items=str(wrong))
