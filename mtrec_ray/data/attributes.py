@@ -1,0 +1,125 @@
+"""Categories and numbers of the log, the items and the users, looked up for the rows of a bucket."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mtrec_ray.config import Category, Number, Run
+from mtrec_ray.data.rows import Rows
+from mtrec_ray.data.tables import EntityTable, read_entities
+from mtrec_ray.data.tally import Vocabulary
+from mtrec_ray.errors import ConfigError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Scope = Literal["log", "item", "user"]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of the run; None where it has none."""
+
+    items: EntityTable | None
+    users: EntityTable | None
+
+    def item_texts(self, items: Sequence[str]) -> list[str]:
+        """Text of each item, empty for items that the table lacks."""
+        if self.items is None:
+            return [""] * len(items)
+        rows = self.items.lookup(list(items))
+        return [self.items.text[row] if row >= 0 else "" for row in rows]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The categories in a column: U different cells with their values, and which cell each row has."""
+
+    values: list[list[str]]
+    """[U]"""
+    cell: Array
+    """int64 [N]"""
+
+    def codes(self, vocabulary: Vocabulary, width: int) -> Array:
+        """int32 [U, width] rows of the vocabulary, 0 = unknown, -1 = absent; values beyond `width` are left out."""
+        flat = vocabulary.lookup([value for values in self.values for value in values])
+        lengths = np.array([len(values) for values in self.values], dtype=np.int64)
+        cell = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(flat)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        codes = np.full((len(lengths), width), -1, dtype=np.int32)
+        kept = place < width
+        codes[cell[kept], place[kept]] = flat[kept]
+        return codes
+
+
+def read_tables(run: Run) -> Tables:
+    """Raises `DataError` for a table that cannot be read."""
+    items = read_entities(run.data.items, "data.items") if run.data.items else None
+    users = read_entities(run.data.users, "data.users") if run.data.users else None
+    return Tables(items, users)
+
+
+def category_columns(run: Run) -> list[tuple[Scope, Category]]:
+    """Log, item, user ones. Raises `ConfigError` if two share a name, since features are called by it."""
+    columns = [(scope, c) for scope, part in _parts(run) for c in part.categories]
+    _refuse_repeats([c.column for _, c in columns], "categories")
+    return columns
+
+
+def number_columns(run: Run) -> list[tuple[Scope, Number]]:
+    """Log, item, user ones. Raises `ConfigError` if two share a name."""
+    columns = [(scope, n) for scope, part in _parts(run) for n in part.numbers]
+    _refuse_repeats([n.feature for _, n in columns], "numbers")
+    return columns
+
+
+def read_cells(scope: Scope, category: Category, rows: Rows, tables: Tables) -> Cells:
+    """The values of a category in the rows of a bucket."""
+    if scope == "log":
+        texts, cell = np.unique(_text(rows.categories[category.column]), return_inverse=True)
+        return Cells([_split(text, category.separator) for text in texts.tolist()], cell.ravel())
+    table, keys, of_row = _entities(scope, rows, tables)
+    column = table.categories[category.column]
+    return Cells([column[row] if row >= 0 else [] for row in table.lookup(keys)], of_row)
+
+
+def read_numbers(scope: Scope, number: Number, rows: Rows, tables: Tables) -> Array:
+    """float64 [N] value of a number in each row, NaN = missing."""
+    if scope == "log":
+        return rows.numbers[number.feature]
+    table, keys, of_row = _entities(scope, rows, tables)
+    found = table.lookup(keys)
+    values = np.where(found >= 0, table.numbers[number.feature][found], np.nan)
+    return values[of_row]
+
+
+def _parts(run: Run) -> list[tuple[Scope, Any]]:
+    parts: list[tuple[Scope, Any]] = [("log", run.data), ("item", run.data.items), ("user", run.data.users)]
+    return [(scope, part) for scope, part in parts if part is not None]
+
+
+def table_width(entities: EntityTable, column: str) -> int:
+    """The most values that one cell of a table's category holds, at least 1."""
+    return max((len(values) for values in entities.categories[column]), default=1) or 1
+
+
+def _entities(scope: Scope, rows: Rows, tables: Tables) -> tuple[EntityTable, list[str], Array]:
+    table = tables.items if scope == "item" else tables.users
+    assert table is not None
+    return (table, rows.items, rows.item) if scope == "item" else (table, rows.users, rows.user)
+
+
+def _text(cells: Array) -> Array:
+    return np.array(["" if cell is None else cell for cell in cells], dtype=object).astype(str)
+
+
+def _split(text: str, separator: str | None) -> list[str]:
+    values = text.split(separator) if separator else [text]
+    return [value.strip() for value in values if value.strip()]
+
+
+def _refuse_repeats(names: list[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            remedy = "give one of them a `name`" if what == "numbers" else "rename the column in one of the files"
+            raise ConfigError(f"data: two {what} are called '{name}'; {remedy}.")

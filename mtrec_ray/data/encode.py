@@ -1,0 +1,222 @@
+"""Requests of a bucket -> rows of the request schema (docs/ARCHITECTURE.md), per split, and pretraining documents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.attributes import Tables
+from mtrec_ray.data.bucket import Bucket, lag_us
+from mtrec_ray.data.fit import Fitted
+from mtrec_ray.data.manifest import SPLITS
+from mtrec_ray.data.ragged import Ragged, offsets_of, spans
+from mtrec_ray.data.requests import Events, history_ends, without_exposures
+from mtrec_ray.data.side_features import candidate_categories, candidate_numbers, describe
+from mtrec_ray.data.texts import distinct_feedback, encode_texts, stand_in
+from mtrec_ray.data.windows import windows
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One bucket, encoded."""
+
+    requests: dict[str, pa.Table]
+    """Per split"""
+    lengths: dict[str, pa.Table]
+    """Per split: tokens and candidates of each request"""
+    documents: pa.Table
+    numbers: Array
+    """float32 [C, F] of all candidates, in their order"""
+    longest: dict[str, int]
+    """`request`: most tokens of a request; `position`: most tokens that one candidate attends to"""
+    counts: dict[str, int]
+
+
+def encode(
+    bucket: Bucket,
+    run: Run,
+    tables: Tables,
+    fitted: Fitted,
+    tokenizer: PreTrainedTokenizerBase | None,
+    shared_end: bool,
+) -> Encoded:
+    """All requests of a bucket. Without a tokenizer (`backbone: none`) the token lists are empty."""
+    events, ends, train_events = _history(bucket, run)
+    described = describe(bucket, run, tables, fitted)
+    numbers = candidate_numbers(bucket, described, run, fitted)
+    texts = tables.item_texts(bucket.rows.items)
+    event_tokens, cut_events = _event_tokens(events, bucket, texts, run, tokenizer)
+    candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, run, tokenizer)
+    encoder = _Encoder(
+        bucket=bucket,
+        events=events,
+        ends=ends,
+        event_tokens=event_tokens,
+        candidate_tokens=candidate_tokens,
+        numbers=numbers,
+        categories=candidate_categories(bucket, described),
+        item_rows=fitted.items.lookup(bucket.rows.items),
+        user_rows=fitted.users.lookup(bucket.rows.users),
+    )
+    requests, lengths, longest = {}, {}, {"request": 0, "position": 0}
+    for code, split in enumerate(SPLITS):
+        plan = _plan(bucket, ends, code, run, shared_end)
+        requests[split], lengths[split], seen = encoder.table(plan)
+        longest = {key: max(longest[key], seen[key]) for key in longest}
+    return Encoded(
+        requests=requests,
+        lengths=lengths,
+        documents=_documents(events, train_events, event_tokens),
+        numbers=numbers,
+        longest=longest,
+        counts={"cut_events": cut_events, "cut_candidates": cut_candidates, "events": len(events.row)},
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """R requests: their user, event span and candidates."""
+
+    user: Array
+    first: Array
+    stop: Array
+    """int64 [R] events `first : stop` of the user"""
+    candidates: Ragged
+    """Positions in the bucket's candidates"""
+
+
+def _history(bucket: Bucket, run: Run) -> tuple[Events, Array, Array]:
+    """The events that the model reads, each candidate's end in them, and which lie in the train period."""
+    if run.history.exposures:
+        return bucket.events, bucket.ends, bucket.train_events
+    kept = ~np.isnan(bucket.events.feedback).all(axis=1)
+    events = without_exposures(bucket.events)
+    return events, history_ends(bucket.candidates, events, lag_us(run)), bucket.train_events[kept]
+
+
+def _plan(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: bool) -> _Plan:
+    starts = bucket.candidates.starts
+    user, first, stop, members = [], [], [], []
+    for u in range(len(bucket.rows.users)):
+        mine = starts[u] + np.flatnonzero(bucket.split[starts[u] : starts[u + 1]] == split)
+        for window in windows(ends[mine], run.history, shared_end):
+            user.append(u)
+            first.append(window.first)
+            stop.append(window.stop)
+            members.append(mine[window.candidates])
+    integers = [np.array(values, dtype=np.int64) for values in (user, first, stop)]
+    return _Plan(integers[0], integers[1], integers[2], Ragged.of(members, np.int64))
+
+
+def _event_tokens(
+    events: Events, bucket: Bucket, item_texts: Sequence[str], run: Run, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Ragged, int]:
+    """Tokens of each event, and how many events were cut. Each different text is encoded once."""
+    if tokenizer is None:
+        return Ragged(np.zeros(0, np.int32), np.zeros(len(events.row) + 1, np.int64)), 0
+    words, word = distinct_feedback(events.feedback, run)
+    pairs = word * max(len(item_texts), 1) + bucket.rows.item[events.row]
+    distinct, place = np.unique(pairs, return_inverse=True)
+    texts = [f"{words[p // len(item_texts)]} {item_texts[p % len(item_texts)]}".strip() for p in distinct.tolist()]
+    ids, cut = encode_texts(texts, tokenizer, run.history.event_tokens)
+    return Ragged.of(ids, np.int32).take(place), int(cut[place].sum())
+
+
+def _candidate_tokens(
+    bucket: Bucket, item_texts: Sequence[str], run: Run, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Ragged, int]:
+    """Tokens of each candidate, at least one, and how many candidates were cut."""
+    count = len(bucket.candidates.row)
+    if tokenizer is None:
+        return Ragged(np.zeros(0, np.int32), np.zeros(count + 1, np.int64)), 0
+    ids, cut = encode_texts(item_texts, tokenizer, run.history.candidate_tokens)
+    empty = np.array([stand_in(tokenizer)], dtype=np.int32)
+    items = bucket.rows.item[bucket.candidates.row]
+    return Ragged.of([part if len(part) else empty for part in ids], np.int32).take(items), int(cut[items].sum())
+
+
+def _documents(events: Events, train_events: Array, tokens: Ragged) -> pa.Table:
+    """One document per user with the events of the train period, in their order."""
+    user = np.repeat(np.arange(len(events.starts) - 1), np.diff(events.starts))
+    counts = np.bincount(user[train_events], minlength=len(events.starts) - 1)
+    documents = tokens.take(np.flatnonzero(train_events)).regroup(counts)
+    documents = documents.take(np.flatnonzero(documents.lengths))
+    return pa.table({"ids": documents.to_arrow()}, schema=pa.schema([("ids", pa.list_(pa.int32()))]))
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """The arrays that request rows are cut from."""
+
+    bucket: Bucket
+    events: Events
+    ends: Array
+    event_tokens: Ragged
+    candidate_tokens: Ragged
+    numbers: Array
+    categories: Array
+    item_rows: Array
+    user_rows: Array
+
+    def table(self, plan: _Plan) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+        """Request rows, their lengths, and the longest request and position."""
+        rows, candidates = self.bucket.rows, self.bucket.candidates
+        counts = plan.stop - plan.first
+        e = spans(self.events.starts[plan.user] + plan.first, counts)
+        c = plan.candidates.values
+        row = candidates.row[c]
+        history = self.event_tokens.take(e).regroup(counts)
+        own = self.candidate_tokens.take(c)
+        seen = self.ends[c] - np.repeat(plan.first, plan.candidates.lengths)
+        uid_row = rows.row_id[candidates.row[plan.candidates.values[plan.candidates.offsets[:-1]]]]
+        columns: dict[str, pa.Array] = {
+            "request_uid": pa.array(uid_row),
+            "user": pa.array([rows.users[u] for u in plan.user], pa.string()),
+            "user_index": pa.array(self.user_rows[plan.user].astype(np.int32)),
+            "history_ids": history.to_arrow(),
+            "history_ends": _lists(_running(self.event_tokens.lengths[e], counts), counts, np.int32),
+            "event_item": _lists(self.item_rows[rows.item[self.events.row[e]]], counts, np.int32),
+            "event_time": _lists(self.events.time[e], counts, np.int64),
+            "event_feedback": _lists(self.events.feedback[e], counts, np.float32),
+            "candidate_ids": own.regroup(plan.candidates.lengths).to_arrow(),
+            "candidate_ends": _lists(_running(own.lengths, plan.candidates.lengths), plan.candidates.lengths, np.int32),
+            "candidate_events": _lists(seen, plan.candidates.lengths, np.int32),
+            "item": _strings([rows.items[i] for i in rows.item[row]], plan.candidates.offsets),
+            "item_index": _lists(self.item_rows[rows.item[row]], plan.candidates.lengths, np.int32),
+            "time": _lists(rows.time[row], plan.candidates.lengths, np.int64),
+            "row_id": _lists(rows.row_id[row], plan.candidates.lengths, np.int64),
+            "categories": _lists(self.categories[c], plan.candidates.lengths, np.int32),
+            "numbers": _lists(self.numbers[c], plan.candidates.lengths, np.float32),
+            "labels": _lists(self.bucket.labels[c], plan.candidates.lengths, np.float32),
+        }
+        tokens = history.lengths + own.regroup(plan.candidates.lengths).lengths
+        lengths = {"tokens": tokens.astype(np.int32), "candidates": plan.candidates.lengths.astype(np.int32)}
+        return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, seen, own)
+
+    def _longest(self, plan: _Plan, e: Array, counts: Array, tokens: Array, seen: Array, own: Ragged) -> dict[str, int]:
+        before = np.concatenate([[0], np.cumsum(self.event_tokens.lengths[e])])
+        first = np.repeat(offsets_of(counts)[:-1], plan.candidates.lengths)
+        position = before[first + seen] - before[first] + own.lengths
+        return {"request": int(tokens.max(initial=0)), "position": int(position.max(initial=0))}
+
+
+def _running(lengths: Array, counts: Array) -> Array:
+    """Running sums of `lengths` that start anew with each group of `counts` of them."""
+    total = offsets_of(lengths)
+    return total[1:] - np.repeat(total[offsets_of(counts)[:-1]], counts)
+
+
+def _lists(values: Array, counts: Array, dtype: Any) -> pa.Array:
+    """Lists of counts[0], counts[1], ... rows of `values` [N] or [N, k] (row-major)."""
+    width = values.shape[1] if values.ndim > 1 else 1
+    return Ragged(np.ascontiguousarray(values, dtype=dtype).ravel(), offsets_of(counts * width)).to_arrow()
+
+
+def _strings(values: list[str], offsets: Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, pa.string()))

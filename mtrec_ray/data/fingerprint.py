@@ -1,0 +1,45 @@
+"""What prepared data depends on: files and settings, and nothing else, so that it is reused whenever it can be."""
+
+import hashlib
+import json
+from typing import Any
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.aggregates import declared
+from mtrec_ray.data.filesystem import find
+from mtrec_ray.data.logs import find_files
+from mtrec_ray.data.manifest import FORMAT
+
+
+def fingerprint(run: Run) -> str:
+    """Hex digest of path, size and time of change of all input files, and of the settings that change the output.
+
+    Raises:
+        DataError: a log that is not there.
+    """
+    text = json.dumps({"format": FORMAT, "files": _files(run), "settings": settings(run)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """The settings that prepared data depends on: no weights of tasks, nothing of the model but its tokenizer."""
+    backbone: dict[str, Any] = {"name": run.backbone.name}
+    if run.backbone.name == "nano":
+        backbone["vocab_size"] = run.backbone.vocab_size
+    features = run.features.model_dump(mode="json", include={"min_count", "folds", "time"})
+    return {
+        "data": run.data.model_dump(mode="json", exclude={"prepared_dir", "max_bad_share"}),
+        "tasks": [[name, task.model_dump(mode="json", exclude={"weight"})] for name, task in run.tasks.items()],
+        "history": run.history.model_dump(mode="json"),
+        "split": run.split.model_dump(mode="json"),
+        "features": {**features, "aggregates": [[a.kind, a.of, a.tasks] for a in declared(run)]},
+        "backbone": backbone,
+    }
+
+
+def _files(run: Run) -> list[list[Any]]:
+    files = [*find_files(run.data)]
+    tables = [table.path for table in (run.data.items, run.data.users) if table is not None]
+    found = [file for path in tables for file in find(path)]
+    seen = [[file.path, file.size, file.mtime_ns] for file in files]
+    return seen + [[file.path, file.size, file.mtime_ns] for file in found]

@@ -1,0 +1,309 @@
+"""Everything that is fitted: on the train candidates, and the events of the train period, of all buckets.
+
+`collect` sums up one bucket, `fit` adds the sums up. Neither depends on how the users were dealt to buckets.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.attributes import Tables, category_columns, number_columns, read_cells, read_numbers, table_width
+from mtrec_ray.data.bucket import Bucket
+from mtrec_ray.data.ids import fold_of, stable_hash
+from mtrec_ray.data.manifest import SPLITS, TaskEntry
+from mtrec_ray.data.rows import NEVER
+from mtrec_ray.data.signals import label_signals, signals
+from mtrec_ray.data.statistics import (
+    Interactions,
+    Statistics,
+    category_statistics,
+    item_factors,
+    item_statistics,
+)
+from mtrec_ray.data.tally import Tally, Vocabulary, merge
+from mtrec_ray.data.texts import distinct_feedback
+from mtrec_ray.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MOST_INTERACTIONS = 20_000_000
+"""Rows that the item factors are fitted on: all, or those of users drawn by hash."""
+_NUMBER_SCALE = 0.2
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one bucket adds. S signals, T tasks, K folds."""
+
+    users: Tally
+    """[., 1] train rows"""
+    items: Tally
+    """[., K, 1 + 3S] train rows; labels, their sum and sum of squares per signal"""
+    first_seen: Array
+    """int64, per key of `items`: time of its first train row"""
+    categories: dict[str, Tally]
+    """[., K, 1 + 2S]"""
+    widths: dict[str, int]
+    """Most values in one cell of a train row"""
+    numbers: dict[str, Array]
+    """float64 [3] count, sum, sum of squares over the train rows"""
+    labels: Array
+    """float64 [T, 3] count, sum, sum of squares of the observed train labels"""
+    classes: list[Counter[int]]
+    """[T] train rows of each class"""
+    observed: Array
+    """int64 [3, T] observed labels per split"""
+    positives: Array
+    """int64 [3, T]"""
+    event_items: list[str]
+    """Items with an event in the train period"""
+    words: list[str]
+    """Feedback words of the train period"""
+    interactions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What encoding needs to know of the train period."""
+
+    users: Vocabulary
+    items: Vocabulary
+    first_seen: Array
+    """int64 [I] time of each item's first train row (row 0: never)"""
+    categories: dict[str, Vocabulary]
+    widths: dict[str, int]
+    statistics: list[Statistics]
+    """One per fold of users, which it leaves out, and the last over all"""
+    tasks: list[TaskEntry]
+
+
+def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) -> Collected:
+    """The sums of one bucket; of at most about `most_interactions` rows it keeps the rows themselves."""
+    rows, train = bucket.rows, bucket.train
+    chosen = bucket.candidates.row[train]
+    folds = np.array([fold_of(user, run.features.folds) for user in rows.users], dtype=np.int64)
+    fold = folds[bucket.candidates.user[train]]
+    values = label_signals(bucket.labels[train], signals(run))
+    known, zeros = (~np.isnan(values)).astype(np.float64), np.nan_to_num(values)
+    columns = np.concatenate([np.ones((len(chosen), 1)), known, zeros, zeros**2], axis=1)
+    items = _tally(rows.items, rows.item[chosen], fold, run.features.folds, columns)
+    first_seen = np.full(len(rows.items), NEVER, dtype=np.int64)
+    np.minimum.at(first_seen, rows.item[chosen], rows.time[chosen])
+    present = np.bincount(rows.item[chosen], minlength=len(rows.items)) > 0
+    categories, widths = {}, {}
+    for scope, category in category_columns(run):
+        cells = read_cells(scope, category, rows, tables)
+        counted = columns[:, : 1 + 2 * values.shape[1]]
+        categories[category.column], widths[category.column] = _category_tally(
+            cells.values, cells.cell[chosen], fold, run.features.folds, counted
+        )
+    train_events = bucket.events.row[bucket.train_events]
+    return Collected(
+        users=_user_tally(bucket),
+        items=items,
+        first_seen=first_seen[present],
+        categories=categories,
+        widths=widths,
+        numbers={n.feature: _moments(read_numbers(s, n, rows, tables)[chosen]) for s, n in number_columns(run)},
+        labels=np.array([_moments(label) for label in bucket.labels[train].T]),
+        classes=_class_counts(bucket.labels[train], run),
+        observed=_per_split(~np.isnan(bucket.labels), bucket.split),
+        positives=_per_split(bucket.labels > 0, bucket.split),
+        event_items=[rows.items[i] for i in np.unique(rows.item[train_events])],
+        words=distinct_feedback(bucket.events.feedback[bucket.train_events], run)[0],
+        interactions=_interactions(bucket, values, fold, most_interactions),
+    )
+
+
+def fit(parts: Sequence[Collected], run: Run, tables: Tables, with_factors: bool) -> Fitted:
+    """What was fitted on the train rows of all buckets.
+
+    Raises:
+        DataError: no train rows, or a task without any observed label among them.
+    """
+    tasks = _task_entries(parts, run)
+    items = merge([part.items for part in parts])
+    vocabulary = Vocabulary.of(items, run.features.min_count)
+    first_seen = np.full(len(items.keys) + 1, NEVER, dtype=np.int64)
+    for part in parts:
+        np.minimum.at(first_seen, vocabulary.rank(part.items.keys), part.first_seen)
+    categories = {c.column: merge([part.categories[c.column] for part in parts]) for _, c in category_columns(run)}
+    vocabularies = {c.column: Vocabulary.of(categories[c.column], c.min_count) for _, c in category_columns(run)}
+    interactions = join_interactions(parts, vocabulary, run)
+    return Fitted(
+        users=Vocabulary.of(merge([part.users for part in parts]), run.features.min_count),
+        items=vocabulary,
+        first_seen=first_seen,
+        categories=vocabularies,
+        widths=_widths(parts, run, tables),
+        statistics=[
+            _statistics(left_out, items, categories, vocabularies, interactions, parts, run, with_factors)
+            for left_out in [*range(run.features.folds), None]
+        ],
+        tasks=tasks,
+    )
+
+
+def join_interactions(parts: Sequence[Collected], items: Vocabulary, run: Run) -> Interactions:
+    """The kept rows of all buckets in the order of (hash of the user, row id), with the items' rows."""
+    user = np.concatenate([part.interactions["user"] for part in parts])
+    row_id = np.concatenate([part.interactions["row_id"] for part in parts])
+    item = np.concatenate([items.rank(part.interactions["items"])[part.interactions["item"]] for part in parts])
+    fold = np.concatenate([part.interactions["fold"] for part in parts])
+    values = np.concatenate([part.interactions["values"] for part in parts])
+    order = np.lexsort((row_id, user))
+    return Interactions(user[order], item[order], fold[order], values[order])
+
+
+def _statistics(
+    left_out: int | None,
+    items: Tally,
+    categories: dict[str, Tally],
+    vocabularies: dict[str, Vocabulary],
+    interactions: Interactions,
+    parts: Sequence[Collected],
+    run: Run,
+    with_factors: bool,
+) -> Statistics:
+    """Statistics without the rows of one fold's users, or (None) of all."""
+    folds = [fold for fold in range(run.features.folds) if fold != left_out]
+    fields = item_statistics(_with_unknown(items.sums[:, folds].sum(axis=1)))
+    names = [signal.name for signal in signals(run)]
+    count = len(items.keys) + 1
+    factors = {name: np.zeros((count, 1), dtype=np.float32) for name in ["shown", *names]}
+    if with_factors:
+        factors = item_factors(interactions, interactions.fold != left_out, count, fields["mean"], names)
+    return Statistics(
+        **fields,
+        categories={
+            name: category_statistics(
+                _with_unknown(tally.sums[: vocabularies[name].known, folds].sum(axis=1)), fields["prior"]
+            )
+            for name, tally in categories.items()
+        },
+        factors=factors,
+        scales=_scales(parts, run),
+    )
+
+
+def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
+    labels = np.sum([part.labels for part in parts], axis=0)
+    observed = np.sum([part.observed for part in parts], axis=0)
+    positives = np.sum([part.positives for part in parts], axis=0)
+    if not sum(float(part.users.rows().sum()) for part in parts):
+        raise DataError(
+            "No candidate is in the train split. The log may be too small, or split.train_until (or the split column) "
+            "leaves nothing for training; see the time range of the log and change `split`."
+        )
+    entries = []
+    for t, (name, task) in enumerate(run.tasks.items()):
+        count, total, squares = labels[t]
+        if not count:
+            source = f"label: {task.label}" if task.event is None else f"event: {task.event}, value: {task.value}"
+            raise DataError(
+                f"tasks.{name}: all labels of the train split are missing ({source}, observed: {task.observed}). "
+                "Correct the expression, move split boundaries so that train rows have labels, or remove the task."
+            )
+        classes = sum((part.classes[t] for part in parts), Counter())
+        entries.append(
+            TaskEntry(
+                name=name,
+                kind=task.kind,
+                classes=task.classes or 1,
+                observed={split: int(observed[s, t]) for s, split in enumerate(SPLITS)},
+                positives={split: int(positives[s, t]) for s, split in enumerate(SPLITS)},
+                mean=total / count,
+                std=float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))),
+                frequencies=[classes[c] / count for c in range(task.classes or 0)],
+            )
+        )
+    return entries
+
+
+def _tally(keys: list[str], which: Array, fold: Array, folds: int, columns: Array) -> Tally:
+    """Sums of `columns` [N, m] per key and fold, of the keys that occur."""
+    cell = which * folds + fold
+    sums = np.stack([np.bincount(cell, c, minlength=len(keys) * folds) for c in columns.T], axis=1)
+    sums = sums.reshape(len(keys), folds, columns.shape[1])
+    present = np.flatnonzero(sums[:, :, 0].sum(axis=1) > 0)
+    return Tally([keys[k] for k in present], sums[present])
+
+
+def _category_tally(cells: list[list[str]], cell: Array, fold: Array, folds: int, columns: Array) -> tuple[Tally, int]:
+    """Sums per value of multi-valued cells, and the most values of a cell that occurs."""
+    per_cell = _tally([str(k) for k in range(len(cells))], cell, fold, folds, columns)
+    used = [cells[int(k)] for k in per_cell.keys]
+    values = sorted({value for cell_values in used for value in cell_values})
+    place = {value: k for k, value in enumerate(values)}
+    sums = np.zeros((len(values), folds, columns.shape[1]))
+    for row, cell_values in zip(per_cell.sums, used, strict=True):
+        for value in set(cell_values):
+            sums[place[value]] += row
+    return Tally(values, sums), max((len(cell_values) for cell_values in used), default=0)
+
+
+def _user_tally(bucket: Bucket) -> Tally:
+    counts = np.bincount(bucket.candidates.user[bucket.train], minlength=len(bucket.rows.users)).astype(np.float64)
+    present = np.flatnonzero(counts)
+    return Tally([bucket.rows.users[u] for u in present], counts[present, None])
+
+
+def _interactions(bucket: Bucket, values: Array, fold: Array, most: int) -> dict[str, Any]:
+    """Train rows of users in the order of their hash, as long as they are not too many."""
+    user_hash = np.array([stable_hash(user, "factors") >> 1 for user in bucket.rows.users], dtype=np.int64)
+    user = user_hash[bucket.candidates.user[bucket.train]]
+    order = np.argsort(user, kind="stable")
+    limit = user[order[most]] if len(order) > most else NEVER
+    kept = user < limit
+    chosen = bucket.candidates.row[bucket.train][kept]
+    used, item = np.unique(bucket.rows.item[chosen], return_inverse=True)
+    return {
+        "user": user[kept],
+        "row_id": bucket.rows.row_id[chosen],
+        "items": [bucket.rows.items[i] for i in used],
+        "item": item.ravel(),
+        "fold": fold[kept],
+        "values": values[kept],
+    }
+
+
+def _moments(values: Array) -> Array:
+    seen = values[~np.isnan(values)].astype(np.float64)
+    return np.array([len(seen), seen.sum(), (seen**2).sum()])
+
+
+def _scales(parts: Sequence[Collected], run: Run) -> dict[str, float]:
+    scales = {}
+    for _, number in number_columns(run):
+        count, total, squares = np.sum([part.numbers[number.feature] for part in parts], axis=0)
+        spread = np.sqrt(max(squares / count - (total / count) ** 2, 0)) if count else 0.0
+        scales[number.feature] = float(_NUMBER_SCALE * spread) or 1.0
+    return scales
+
+
+def _widths(parts: Sequence[Collected], run: Run, tables: Tables) -> dict[str, int]:
+    widths = {}
+    for scope, category in category_columns(run):
+        table = {"item": tables.items, "user": tables.users, "log": None}[scope]
+        in_train = max([1, *(part.widths[category.column] for part in parts)])
+        widths[category.column] = in_train if table is None else table_width(table, category.column)
+    return widths
+
+
+def _class_counts(labels: Array, run: Run) -> list[Counter[int]]:
+    return [
+        Counter(labels[~np.isnan(labels[:, t]), t].astype(np.int64).tolist()) if task.classes else Counter()
+        for t, task in enumerate(run.tasks.values())
+    ]
+
+
+def _per_split(mask: Array, split: Array) -> Array:
+    return np.stack([mask[split == s].sum(axis=0) for s in range(len(SPLITS))]).astype(np.int64)
+
+
+def _with_unknown(sums: Array) -> Array:
+    return np.concatenate([np.zeros((1, *sums.shape[1:])), sums])

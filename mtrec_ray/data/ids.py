@@ -1,0 +1,42 @@
+"""Identifiers: a hash that is the same on every machine, and the order in which ties are resolved."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def stable_hash(text: str, salt: str) -> int:
+    """64 bits of BLAKE2 of `text`, the same in every process. Each use has its own `salt` of at most 16 bytes."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8, salt=salt.encode()).digest(), "little")
+
+
+def bucket_of(user: str, buckets: int) -> int:
+    """Which of the `buckets` holds all rows of this user."""
+    return stable_hash(user, "bucket") % buckets
+
+
+def fold_of(user: str, folds: int) -> int:
+    """The user's fold for out-of-fold statistics; independent of the bucket."""
+    return stable_hash(user, "fold") % folds
+
+
+def all_integers(ids: Sequence[str]) -> bool:
+    """Whether every id parses as a signed 64-bit integer."""
+    try:
+        np.array([int(i) for i in ids], dtype=np.int64)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def order_keys(ids: Sequence[str], as_integers: bool) -> IntArray:
+    """int64 [N] keys of distinct ids that sort as the ids do: as integers, or else as strings (their ranks)."""
+    if as_integers:
+        return np.array([int(i) for i in ids], dtype=np.int64)
+    ranks = np.empty(len(ids), dtype=np.int64)
+    ranks[np.argsort(np.array(ids, dtype=object), kind="stable")] = np.arange(len(ids))
+    return ranks

@@ -1,0 +1,270 @@
+"""Logs -> prepared data, in passes over files and then over buckets of users; each pass is one Ray Data job.
+
+    files    -> canonical events per bucket (a shuffle through files), quarantine
+    buckets  -> counts of candidates, from which the split boundaries follow
+    buckets  -> sums over the train rows, from which everything fitted follows
+    buckets  -> encoded shards, length sidecars, documents; last the manifest
+
+A task holds one batch of a file or one bucket in memory (`data.buckets` sets how much that is); the result is the same
+however many tasks run at once.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.aggregates import declared
+from mtrec_ray.data.attributes import Tables, category_columns, read_tables
+from mtrec_ray.data.filesystem import write_atomic
+from mtrec_ray.data.fingerprint import fingerprint
+from mtrec_ray.data.fit import MOST_INTERACTIONS, Collected, Fitted, fit
+from mtrec_ray.data.fitted_files import save_fitted
+from mtrec_ray.data.logs import check_log, find_files
+from mtrec_ray.data.manifest import SPLITS, CategoryEntry, Manifest
+from mtrec_ray.data.parallel import MapTasks, ray_tasks
+from mtrec_ray.data.prepared import Prepared, Workplace, is_complete, load_prepared, prepared_path
+from mtrec_ray.data.scalers import number_entries
+from mtrec_ray.data.shuffle import FileCounts, ShuffleTask, check_shuffled, shuffle_file, write_quarantine
+from mtrec_ray.data.splits import Key, Locator, TimeSplit, explicit_boundaries, sizes
+from mtrec_ray.data.stages import (
+    ROW_GROUP_REQUESTS,
+    Counts,
+    EncodeTask,
+    FitTask,
+    Source,
+    Written,
+    boundary_keys,
+    collect_bucket,
+    count_bucket,
+    count_seconds,
+    encode_bucket,
+)
+from mtrec_ray.data.tokenizer import has_shared_end, make_tokenizer
+from mtrec_ray.errors import DataError
+from mtrec_ray.progress import say
+
+__all__ = ["Prepared", "load_prepared", "prepare"]
+
+_SCALER_ROWS = 100_000
+"""Train rows, about, that means, deviations and quantiles of the numbers are taken from."""
+
+
+def prepare(run: Run, map_tasks: MapTasks = ray_tasks) -> Prepared:
+    """The prepared data of a run: made now, or found if files and settings are those of an earlier time.
+
+    `map_tasks`: how tasks are run; by default as Ray Data jobs, for which Ray must be initialised.
+
+    Raises:
+        DataError: logs or tables that cannot be used, too many bad rows, no train rows, a task without labels.
+        ConfigError: settings that contradict the logs or each other.
+        BackboneError: a backbone whose config or tokenizer cannot be loaded.
+    """
+    path = prepared_path(run, fingerprint(run))
+    if is_complete(path):
+        say(f"Prepared data found in {path}")
+        return Prepared.load(path)
+    shared_end = has_shared_end(run)
+    place = Workplace(path)
+    try:
+        manifest = _Preparation(run, map_tasks, place, shared_end).make(Path(path).name)
+        place.publish(manifest)
+    finally:
+        place.close()
+    prepared = Prepared.load(path)
+    say(_summary(prepared))
+    return prepared
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    run: Run
+    map_tasks: MapTasks
+    place: Workplace
+    shared_end: bool
+
+    def make(self, digest: str) -> Manifest:
+        """Writes everything but the manifest."""
+        run, buckets = self.run, range(self.run.data.buckets)
+        tables = read_tables(run)
+        aggregates = declared(run)
+        source, files, bad = self._shuffle(tables)
+        counts = self.map_tasks(count_bucket, buckets, source, "Counting candidates", "buckets")
+        boundaries = self._boundaries(counts, source)
+        most = MOST_INTERACTIONS // run.data.buckets
+        collected = self.map_tasks(
+            collect_bucket, buckets, FitTask(source, tables, boundaries, most), "Collecting statistics", "buckets"
+        )
+        parts = [part for part, _ in collected]
+        with_factors = any(a.kind == "~" and a.of == "item" for a in aggregates)
+        fitted = fit(parts, run, tables, with_factors)
+        tokenizer = self._tokenizer(parts, tables)
+        save_fitted(self.place.fs, f"{self.place.out}/fitted", fitted)
+        train_rows = sum(part.users.rows().sum() for part in parts)
+        below = min(2**64 - 1, int(2**64 * _SCALER_ROWS / train_rows))
+        task = EncodeTask(source, self.place.out, tables, boundaries, fitted, tokenizer, self.shared_end, below)
+        written = self.map_tasks(encode_bucket, buckets, task, "Encoding requests", "buckets")
+        items = len(set().union(*(items for _, items in collected)))
+        return self._manifest(
+            digest, fitted, tokenizer, boundaries, written, _counts(files, bad, counts, written, items)
+        )
+
+    def _shuffle(self, tables: Tables) -> tuple[Source, list[FileCounts], int]:
+        """The events in buckets; what the files held; how many rows are in quarantine."""
+        run, place = self.run, self.place
+        files = find_files(run.data)
+        check_log(files, run)
+        task = ShuffleTask(run, place.fs, place.work)
+        counts = self.map_tasks(shuffle_file, list(enumerate(files)), task, "Reading logs", "files")
+        quarantine = f"{place.out}/quarantine.parquet"
+        of_tables = write_quarantine(place.fs, place.work, quarantine, (tables.items, tables.users))
+        try:
+            ids = check_shuffled(counts, run, f"{place.path}.quarantine.parquet")
+        except DataError:
+            self._keep(quarantine)
+            raise
+        return (
+            Source(run, place.fs, place.work, ids),
+            counts,
+            of_tables.total() + sum(c.reasons.total() for c in counts),
+        )
+
+    def _keep(self, quarantine: str) -> None:
+        """The quarantine file outlives a preparation that failed."""
+        self.place.fs.copy_file(quarantine, f"{self.place.root}.quarantine.parquet")
+
+    def _boundaries(self, counts: Sequence[Counts], source: Source) -> TimeSplit | None:
+        """Raises `DataError` for too few candidates, or a split column that says nothing of some of them."""
+        run, total = self.run, sum(c.candidates for c in counts)
+        if run.split.by == "column":
+            said = sum((c.said for c in counts), Counter[int]())
+            if said[-1]:
+                raise DataError(
+                    f"split.column: {said[-1]} of {total} candidates have neither train, valid nor test in column "
+                    f"'{run.split.column}'. Correct the column, or use split.by: time."
+                )
+            return None
+        if run.split.by == "user":
+            return None
+        if (explicit := explicit_boundaries(run)) is not None:
+            return explicit
+        places = sizes(total, run.split)
+        if not 0 < places[0] < places[1] < total:
+            raise DataError(
+                f"{total} candidate(s) are too few for a split by time into {1 - run.split.valid - run.split.test:.0%} "
+                f"train, {run.split.valid:.0%} validation and {run.split.test:.0%} test; give a longer log, or "
+                "split.by: column."
+            )
+        return TimeSplit(*self._locator(counts, source).find(list(places)))
+
+    def _locator(self, counts: Sequence[Counts], source: Source) -> Locator:
+        buckets = range(self.run.data.buckets)
+
+        def count(width: int, lows: list[int] | None) -> Counter[int]:
+            if lows is None:
+                return sum((c.hours for c in counts), Counter[int]())
+            parts = self.map_tasks(count_seconds, buckets, (source, lows), "Finding the split", "buckets")
+            return sum(parts, Counter[int]())
+
+        def members(lows: list[int]) -> list[Key]:
+            parts = self.map_tasks(boundary_keys, buckets, (source, lows), "Finding the split", "buckets")
+            return [key for part in parts for key in part]
+
+        return Locator(count, members)
+
+    def _tokenizer(self, parts: Sequence[Collected], tables: Tables) -> PreTrainedTokenizerBase | None:
+        items = [item for part in parts for item in part.event_items]
+        words = [word for part in parts for word in part.words]
+        tokenizer = make_tokenizer(self.run, tables, items, words)
+        if tokenizer is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer.save_pretrained(folder)
+                for file in sorted(Path(folder).iterdir()):
+                    write_atomic(self.place.fs, f"{self.place.out}/tokenizer/{file.name}", file.read_bytes())
+        return tokenizer
+
+    def _manifest(
+        self,
+        digest: str,
+        fitted: Fitted,
+        tokenizer: PreTrainedTokenizerBase | None,
+        boundaries: TimeSplit | None,
+        written: Sequence[Written],
+        counts: dict[str, int],
+    ) -> Manifest:
+        ends = {} if boundaries is None else {name: key.time for name, key in boundaries._asdict().items()}
+        return Manifest(
+            fingerprint=digest,
+            tasks=fitted.tasks,
+            categories=_category_entries(self.run, fitted),
+            numbers=number_entries(self.run, written),
+            num_users=fitted.users.size,
+            num_items=fitted.items.size,
+            history_layout="shared_end" if self.shared_end else "staircase",
+            vocab_size=0 if tokenizer is None else len(tokenizer),
+            max_request_tokens=max(w.longest["request"] for w in written),
+            max_position=max(w.longest["position"] for w in written),
+            row_group_requests=ROW_GROUP_REQUESTS,
+            shards={split: [w.shards[split] for w in written] for split in SPLITS},
+            documents=[w.documents for w in written if w.documents is not None],
+            boundaries=ends,
+            counts=counts,
+        )
+
+
+def _category_entries(run: Run, fitted: Fitted) -> list[CategoryEntry]:
+    entries, offset = [], 0
+    for _, category in category_columns(run):
+        name = category.column
+        width = fitted.widths[name]
+        entries.append(CategoryEntry(name=name, offset=offset, width=width, size=fitted.categories[name].size))
+        offset += width
+    return entries
+
+
+def _counts(
+    files: Sequence[FileCounts], bad: int, counts: Sequence[Counts], written: Sequence[Written], items: int
+) -> dict[str, int]:
+    encoded = sum((Counter(w.counts) for w in written), Counter[str]())
+    shards = [shard for w in written for shard in w.shards.values()]
+    return {
+        "rows_read": sum(file.rows_read for file in files),
+        "rows_quarantined": bad,
+        "events": encoded["events"],
+        "users": sum(c.users for c in counts),
+        "users_with_few_candidates": sum(c.few for c in counts),
+        "items": items,
+        "requests": sum(shard.requests for shard in shards),
+        "candidates": sum(shard.candidates for shard in shards),
+        "cut_texts": encoded["cut_events"] + encoded["cut_candidates"],
+        "cut_events": encoded["cut_events"],
+        "cut_candidates": encoded["cut_candidates"],
+        "duplicates": sum(c.duplicates for c in counts),
+    }
+
+
+def _summary(prepared: Prepared) -> str:
+    manifest = prepared.manifest
+    counts = manifest.counts
+    sizes_text = ", ".join(f"{sum(s.candidates for s in manifest.shards[split])} {split}" for split in SPLITS)
+    lines = [
+        f"Prepared {counts['candidates']} candidates ({sizes_text}) of {counts['users']} users in {counts['requests']} "
+        f"requests: {prepared.path}"
+    ]
+    if counts["rows_quarantined"]:
+        lines.append(f"{counts['rows_quarantined']} bad rows are in {prepared.path}/quarantine.parquet")
+    if not manifest.boundaries and counts["users_with_few_candidates"]:
+        lines.append(f"{counts['users_with_few_candidates']} users have fewer than 3 candidates: all in train")
+    if counts["cut_texts"]:
+        lines.append(
+            f"{counts['cut_events']} events and {counts['cut_candidates']} candidates have texts longer than "
+            "history.event_tokens or history.candidate_tokens; they were cut"
+        )
+    lines += [
+        f"No candidate is in {split}" for split in SPLITS if not any(s.candidates for s in manifest.shards[split])
+    ]
+    return "\n".join(lines)

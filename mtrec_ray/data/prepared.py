@@ -1,0 +1,85 @@
+"""A folder of prepared data: finding it, and making it known only once it is complete."""
+
+import posixpath
+import uuid
+from dataclasses import dataclass
+from typing import Self
+
+import pyarrow.fs as pafs
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.filesystem import open_fs, write_atomic
+from mtrec_ray.data.fingerprint import fingerprint
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.shards import load_manifest
+from mtrec_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared data: its folder (a path or URL) and what it says of itself."""
+
+    path: str
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """Raises `DataError` for a folder without a manifest."""
+        return cls(path, load_manifest(path))
+
+
+def prepared_path(run: Run, digest: str) -> str:
+    """Where prepared data with this fingerprint lies."""
+    return f"{run.data.prepared_dir.rstrip('/')}/{digest}"
+
+
+def is_complete(path: str) -> bool:
+    """Whether the manifest, which is written last, is there."""
+    fs, root = open_fs(path)
+    return fs.get_file_info(posixpath.join(root, "manifest.json")).type == pafs.FileType.File
+
+
+def load_prepared(run: Run) -> Prepared:
+    """The prepared data that belongs to these files and settings.
+
+    Raises:
+        DataError: it was not made yet.
+    """
+    path = prepared_path(run, fingerprint(run))
+    if not is_complete(path):
+        raise DataError(
+            f"There is no prepared data for this config in '{run.data.prepared_dir}' (expected '{path}'): the files or "
+            "settings have changed, or it was never made. Run `mtrec prepare` with the same config."
+        )
+    return Prepared.load(path)
+
+
+class Workplace:
+    """Where prepared data is made: `work`, which is deleted, and `out`, which becomes the folder `path`.
+
+    On a file system with folders `out` is renamed when all is written; object stores have no folders, so there the
+    files are written in place and the manifest, last, makes them known.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fs, self.root = open_fs(path)
+        self.scratch = f"{self.root}.tmp-{uuid.uuid4().hex[:8]}"
+        self.has_folders = self.fs.type_name in ("local", "hdfs")
+        self.work = f"{self.scratch}/work"
+        self.out = f"{self.scratch}/out" if self.has_folders else self.root
+        for folder in (self.work, self.out):
+            self.fs.create_dir(folder, recursive=True)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Writes the manifest and makes the folder known. If another run was faster, its folder stays."""
+        write_atomic(self.fs, f"{self.out}/manifest.json", manifest.to_json().encode())
+        if self.has_folders and not is_complete(self.path):
+            if self.fs.get_file_info(self.root).type == pafs.FileType.Directory:
+                self.fs.delete_dir(self.root)
+            self.fs.move(self.out, self.root)
+
+    def close(self) -> None:
+        """Deletes what is not part of the result."""
+        if self.fs.get_file_info(self.scratch).type == pafs.FileType.Directory:
+            self.fs.delete_dir(self.scratch)

@@ -1,0 +1,143 @@
+"""The numbers and categories of every candidate: tables, time, and aggregates, each known strictly before its time."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.aggregates import Aggregate, compute, declared, feature_names
+from mtrec_ray.data.attributes import Tables, category_columns, number_columns, read_cells, read_numbers
+from mtrec_ray.data.bucket import Bucket, lag_us
+from mtrec_ray.data.fit import Fitted
+from mtrec_ray.data.ids import fold_of
+from mtrec_ray.data.rows import NEVER
+from mtrec_ray.data.running import Asked, Past
+from mtrec_ray.data.signals import Signal, event_signals, signals
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Kind = Literal["number", "time", "aggregate"]
+
+TIME_FEATURES = ("time.hour_sin", "time.hour_cos", "time.weekday", "time.gap", "time.user_age", "time.item_age")
+_DAY_US = 86_400_000_000
+
+
+def number_names(run: Run) -> list[tuple[str, Kind]]:
+    """Names and kinds of the numbers, in their order."""
+    names: list[tuple[str, Kind]] = [(n.feature, "number") for _, n in number_columns(run)]
+    if run.features.time:
+        names += [(name, "time") for name in TIME_FEATURES]
+    columns = [c.column for _, c in category_columns(run)]
+    return names + [(name, "aggregate") for name in feature_names(declared(run), signals(run), columns)]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A bucket's rows in the terms of what was fitted."""
+
+    item: Array
+    """int64 [N] row of the item statistics"""
+    categories: dict[str, Array]
+    """int32 [N, w]"""
+    numbers: dict[str, Array]
+    """float64 [N]"""
+
+
+def describe(bucket: Bucket, run: Run, tables: Tables, fitted: Fitted) -> Described:
+    """Looks up items, categories and numbers of every row, also of those that are only history."""
+    rows = bucket.rows
+    categories = {}
+    for scope, category in category_columns(run):
+        cells = read_cells(scope, category, rows, tables)
+        name = category.column
+        categories[name] = cells.codes(fitted.categories[name], fitted.widths[name])[cells.cell]
+    numbers = {number.feature: read_numbers(scope, number, rows, tables) for scope, number in number_columns(run)}
+    return Described(fitted.items.rank(rows.items)[rows.item], categories, numbers)
+
+
+def candidate_categories(bucket: Bucket, described: Described) -> Array:
+    """int32 [C, G]"""
+    chosen = bucket.candidates.row
+    parts = [codes[chosen] for codes in described.categories.values()]
+    return np.concatenate([np.zeros((len(chosen), 0), dtype=np.int32), *parts], axis=1)
+
+
+def candidate_numbers(bucket: Bucket, described: Described, run: Run, fitted: Fitted) -> Array:
+    """float32 [C, F] in the order of `number_names`, NaN = missing."""
+    chosen = bucket.candidates.row
+    columns = [values[chosen] for values in described.numbers.values()]
+    if run.features.time:
+        columns += _time_features(bucket, described, fitted)
+    parts = [np.stack(columns, axis=1) if columns else np.zeros((len(chosen), 0))]
+    aggregates = declared(run)
+    if aggregates:
+        parts.append(_aggregates(bucket, described, run, fitted, aggregates))
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _time_features(bucket: Bucket, described: Described, fitted: Fitted) -> list[Array]:
+    candidates, events, ends = bucket.candidates, bucket.events, bucket.ends
+    asof = candidates.asof
+    angle = 2 * np.pi * (asof % _DAY_US) / _DAY_US
+    weekday = (asof // _DAY_US + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
+    first = events.starts[candidates.user]
+    seen = ends > 0
+    last_time, first_time = np.full((2, len(asof)), np.nan)
+    last_time[seen] = events.time[first[seen] + ends[seen] - 1]
+    first_time[seen] = events.time[first[seen]]
+    born = fitted.first_seen[described.item[candidates.row]].astype(np.float64)
+    born[born >= np.minimum(asof, NEVER - 1)] = np.nan  # an item's first train row looks like an unseen item
+    ages = [np.log1p(np.maximum(asof - since, 0) / 1e6) for since in (last_time, first_time, born)]
+    return [np.sin(angle), np.cos(angle), weekday.astype(np.float64), *ages]
+
+
+def _aggregates(bucket: Bucket, described: Described, run: Run, fitted: Fitted, aggregates: list[Aggregate]) -> Array:
+    """float64 [C, F]: train candidates with the statistics that leave out their user's fold, others with all."""
+    which = signals(run)
+    value, weight = event_signals(bucket.events, which)
+    width = len(feature_names(aggregates, which, list(described.categories)))
+    result = np.full((len(bucket.candidates.row), width), np.nan)
+    for user, name in enumerate(bucket.rows.users):
+        events = slice(bucket.events.starts[user], bucket.events.starts[user + 1])
+        past = _past(bucket, described, events, value, weight)
+        mine = np.arange(bucket.candidates.starts[user], bucket.candidates.starts[user + 1])
+        for of_train in (True, False):
+            chosen = mine[bucket.train[mine] == of_train]
+            if len(chosen):
+                statistics = fitted.statistics[fold_of(name, run.features.folds) if of_train else -1]
+                result[chosen] = user_features(
+                    aggregates, past, _asked(bucket, described, chosen, run), statistics, which
+                )
+    return result
+
+
+def user_features(aggregates: list[Aggregate], past: Past, asked: Asked, statistics: Any, which: list[Signal]) -> Array:
+    """float64 [C, F] of one user's candidates; what no candidate may know is taken away first."""
+    visible = past.first(int(asked.end.max()))
+    return np.stack(list(compute(aggregates, visible, asked, statistics, which).values()), axis=1)
+
+
+def _past(bucket: Bucket, described: Described, events: slice, value: Array, weight: Array) -> Past:
+    row = bucket.events.row[events]
+    return Past(
+        time=bucket.events.time[events],
+        item=described.item[row],
+        identity=bucket.rows.item[row],
+        value=value[events],
+        weight=weight[events],
+        categories={name: codes[row] for name, codes in described.categories.items()},
+        numbers={name: values[row] for name, values in described.numbers.items()},
+    )
+
+
+def _asked(bucket: Bucket, described: Described, chosen: Array, run: Run) -> Asked:
+    row = bucket.candidates.row[chosen]
+    return Asked(
+        time=bucket.candidates.asof[chosen],
+        end=bucket.ends[chosen],
+        item=described.item[row],
+        identity=bucket.rows.item[row],
+        lag=lag_us(run),
+        categories={name: codes[row] for name, codes in described.categories.items()},
+        numbers={name: values[row] for name, values in described.numbers.items()},
+    )

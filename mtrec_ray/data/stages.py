@@ -1,0 +1,200 @@
+"""The passes over the buckets, each a function of (bucket number, what all of them share), to be run anywhere."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.attributes import Tables
+from mtrec_ray.data.bucket import Bucket, IdOrder, build_bucket, candidate_keys, said_splits
+from mtrec_ray.data.encode import Encoded, encode
+from mtrec_ray.data.filesystem import write_atomic
+from mtrec_ray.data.fit import Collected, Fitted, collect
+from mtrec_ray.data.manifest import SPLITS, ShardEntry
+from mtrec_ray.data.requests import find_candidates
+from mtrec_ray.data.rows import from_table
+from mtrec_ray.data.shuffle import read_bucket
+from mtrec_ray.data.splits import Key, TimeSplit, histogram
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ROW_GROUP_REQUESTS = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the shuffled events lie."""
+
+    run: Run
+    fs: pafs.FileSystem
+    work: str
+    ids: IdOrder
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Candidates of one bucket."""
+
+    candidates: int
+    users: int
+    few: int
+    """Users with fewer than 3 candidates"""
+    duplicates: int
+    """Rows that repeat user, item, time and type of another"""
+    said: Counter[int]
+    """Candidates per code of the split column"""
+    hours: Counter[int]
+
+
+def count_bucket(bucket: int, source: Source) -> Counts:
+    """Counts candidates, and writes their times, sorted, for the passes that look for the split boundaries."""
+    rows = from_table(read_bucket(source.fs, source.work, bucket, source.run), source.run, source.ids.items)
+    candidates = find_candidates(rows, source.run)
+    times = rows.time[candidates.row]
+    order = np.argsort(times, kind="stable")
+    columns = {"time": times[order], "position": order}
+    _write_parquet(source.fs, _times_path(source, bucket), pa.table(columns), None)
+    same = (np.diff(rows.time) == 0) & (np.diff(rows.item) == 0) & (np.diff(rows.user) == 0)
+    repeated = same & (rows.event[1:] == rows.event[:-1])
+    per_user = np.diff(candidates.starts)
+    return Counts(
+        candidates=len(times),
+        users=len(rows.users),
+        few=int((per_user < 3).sum()),
+        duplicates=int(repeated.sum()),
+        said=said_splits(rows, candidates),
+        hours=histogram(times, 3_600_000_000),
+    )
+
+
+def count_seconds(bucket: int, shared: tuple[Source, list[int]]) -> Counter[int]:
+    """Candidates per second of some hours (their first microseconds)."""
+    source, lows = shared
+    times = pq.read_table(_times_path(source, bucket), columns=["time"], filesystem=source.fs)["time"].to_numpy()
+    return sum((histogram(times, 1_000_000, low) for low in lows), Counter())
+
+
+def boundary_keys(bucket: int, shared: tuple[Source, list[int]]) -> list[Key]:
+    """Places in the order by time of the candidates of some seconds (their first microseconds)."""
+    source, lows = shared
+    table = pq.read_table(_times_path(source, bucket), filesystem=source.fs)
+    times = table["time"].to_numpy()
+    near = np.isin(times // 1_000_000, np.array(lows) // 1_000_000)
+    if not near.any():
+        return []
+    rows = from_table(read_bucket(source.fs, source.work, bucket, source.run), source.run, source.ids.items)
+    return candidate_keys(rows, find_candidates(rows, source.run), source.ids, table["position"].to_numpy()[near])
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """For the pass that collects what is fitted."""
+
+    source: Source
+    tables: Tables
+    boundaries: TimeSplit | None
+    most_interactions: int
+
+
+def collect_bucket(bucket: int, task: FitTask) -> tuple[Collected, set[str]]:
+    """What is fitted, and all items of the bucket."""
+    data = _build(bucket, task.source, task.boundaries)
+    return collect(data, task.source.run, task.tables, task.most_interactions), set(data.rows.items)
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """For the pass that writes the result."""
+
+    source: Source
+    out: str
+    tables: Tables
+    boundaries: TimeSplit | None
+    fitted: Fitted
+    tokenizer: PreTrainedTokenizerBase | None
+    shared_end: bool
+    sample_below: int
+    """Train candidates whose hashed row id is below this are the sample for the scalers"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the last pass made of one bucket."""
+
+    shards: dict[str, ShardEntry]
+    documents: str | None
+    sample_ids: Array
+    """int64 [n] row ids of the sample"""
+    sample: Array
+    """float32 [n, F]"""
+    longest: dict[str, int]
+    counts: dict[str, int]
+
+
+def encode_bucket(bucket: int, task: EncodeTask) -> Written:
+    """Writes the shards of one bucket, and its documents if it has any."""
+    data = _build(bucket, task.source, task.boundaries)
+    encoded = encode(data, task.source.run, task.tables, task.fitted, task.tokenizer, task.shared_end)
+    name = f"part-{bucket:05d}"
+    documents = None
+    if encoded.documents.num_rows:
+        documents = f"documents/{name}.parquet"
+        _write_parquet(task.source.fs, f"{task.out}/{documents}", encoded.documents, None)
+    row_ids = data.rows.row_id[data.candidates.row]
+    chosen = data.train & (hashed(row_ids) < np.uint64(task.sample_below))
+    return Written(
+        shards={split: _write_shard(encoded, split, name, task) for split in SPLITS},
+        documents=documents,
+        sample_ids=row_ids[chosen],
+        sample=encoded.numbers[chosen],
+        longest=encoded.longest,
+        counts=encoded.counts,
+    )
+
+
+def hashed(row_ids: Array) -> Array:
+    """uint64 [N]: SplitMix64 of each id (Steele, Lea, Flood 2014); a sample drawn by it is the same everywhere."""
+    with np.errstate(over="ignore"):
+        z = row_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _build(bucket: int, source: Source, boundaries: TimeSplit | None) -> Bucket:
+    table = read_bucket(source.fs, source.work, bucket, source.run)
+    return build_bucket(table, source.run, source.ids, boundaries)
+
+
+def _write_shard(encoded: Encoded, split: str, name: str, task: EncodeTask) -> ShardEntry:
+    path = f"{split}/{name}.parquet"
+    requests, lengths = encoded.requests[split], encoded.lengths[split]
+    digest = _write_parquet(task.source.fs, f"{task.out}/{path}", requests, ROW_GROUP_REQUESTS)
+    _write_parquet(task.source.fs, f"{task.out}/{split}/{name}.lengths.parquet", lengths, None)
+    return ShardEntry(
+        path=path,
+        requests=requests.num_rows,
+        candidates=int(lengths["candidates"].to_numpy().sum()),
+        tokens=int(lengths["tokens"].to_numpy().sum()),
+        sha256=digest,
+    )
+
+
+def _write_parquet(fs: pafs.FileSystem, path: str, table: pa.Table, row_group: int | None) -> str:
+    """Writes the file at once, and returns its SHA-256."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group)
+    content = sink.getvalue()
+    write_atomic(fs, path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _times_path(source: Source, bucket: int) -> str:
+    return f"{source.work}/times/part-{bucket:05d}.parquet"

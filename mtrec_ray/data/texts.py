@@ -1,0 +1,73 @@
+"""Texts of events and candidates, and their token ids."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mtrec_ray.config import Run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_BATCH = 4096
+
+
+def feedback_words(feedback: Sequence[float], run: Run) -> str:
+    """The words of one event's labels [T], NaN = none: `like`, `no like` (impressions only), `rating 4.5`."""
+    words = []
+    for (name, task), value in zip(run.tasks.items(), feedback, strict=True):
+        if np.isnan(value):
+            continue
+        if task.kind != "binary":
+            words.append(f"{name} {value:g}")
+        elif value == 1:
+            words.append(name)
+        elif run.data.layout == "impressions":
+            words.append(f"no {name}")
+    return " ".join(words)
+
+
+def distinct_feedback(feedback: Array, run: Run) -> tuple[list[str], Array]:
+    """The distinct feedback words of events [E, T], and int64 [E] which of them each event has."""
+    if not len(feedback):
+        return [], np.zeros(0, dtype=np.int64)
+    bits = np.ascontiguousarray(feedback, dtype=np.float32).copy()
+    bits[np.isnan(bits)] = np.nan  # one bit pattern for all NaN
+    rows, codes = np.unique(bits.view(np.int32), axis=0, return_inverse=True)
+    words = [feedback_words(row, run) for row in rows.view(np.float32)]
+    return words, codes.ravel()
+
+
+def tokenizer_texts(item_texts: Sequence[str], words: Sequence[str]) -> Iterable[str]:
+    """What a tokenizer learns from: every item's text once, all feedback words together about a tenth as often."""
+    yield from item_texts
+    if words:
+        times = max(1, len(item_texts) // (10 * len(words)))
+        for _ in range(times):
+            yield from words
+
+
+def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Array], Array]:
+    """int32 token ids of each text without special tokens, at most `limit` of them, and bool [N] whether it was cut."""
+    ids: list[Array] = []
+    cut = np.zeros(len(texts), dtype=bool)
+    for first in range(0, len(texts), _BATCH):
+        batch = list(texts[first : first + _BATCH])
+        for encoded in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+            cut[len(ids)] = len(encoded) > limit
+            ids.append(np.array(encoded[:limit], dtype=np.int32))
+    return ids, cut
+
+
+def stand_in(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token of a candidate without text: the tokenizer's end, separator, unknown or padding token."""
+    for token in (
+        tokenizer.eos_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.pad_token_id,
+    ):
+        if token is not None:
+            return int(token)
+    return 0
