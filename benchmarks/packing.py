@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from mtrec_ray.model.backbone import Backbone
+from mtrec_ray.model.backbone import Backbone, Mode
 from mtrec_ray.model.layout import RequestLayout
 from mtrec_ray.model.lora import add_lora
 from mtrec_ray.model.nano import build_nano
@@ -55,8 +55,8 @@ def main() -> None:
     _print(rows)
 
 
-def _backbone(mode: str) -> Backbone:
-    backbone = Backbone(build_nano(VOCABULARY, width=256, layers=6, heads=4), mode=mode)
+def _backbone(mode: Mode) -> Backbone:
+    backbone = Backbone(build_nano(VOCABULARY, width=256, layers=6, heads=8), mode=mode)
     add_lora(backbone.model, rank=8, alpha=16.0)
     return backbone.train()
 
@@ -73,7 +73,11 @@ def _step(backbone: Backbone, layout: RequestLayout) -> Callable[[], None]:
 
 
 def _steps(steps: list[Callable[[], None]]) -> Callable[[], None]:
-    return lambda: [step() for step in steps] and None
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
 
 
 def _measure(name: str, variants: dict[str, Callable[[], None]], rounds: int, target: float | None) -> dict:

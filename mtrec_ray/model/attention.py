@@ -31,7 +31,7 @@ BLOCK_TOKENS = 96
 _HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "deterministic"}
 
 
-class UnsupportedAttention(BackboneError):
+class UnsupportedAttentionError(BackboneError):
     """The model's attention does something that request attention does not reproduce."""
 
 
@@ -76,13 +76,15 @@ def request_attention(
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, L, d], key and value [1, kv_heads, L, d] -> ([1, L, heads, d], None).
 
-    Raises `UnsupportedAttention` for any argument it would have to ignore, as a soft cap or sinks.
+    Raises `UnsupportedAttentionError` for any argument it would have to ignore, as a soft cap or sinks.
     """
     if request_layout is None:
         raise ValueError(f"attention '{NAME}' needs model(..., request_layout=RequestLayout)")
     _refuse_unknown(others, dropout, key.shape[2], request_layout)
     if is_causal is not None and is_causal != request_layout.causal:
-        raise UnsupportedAttention(f"a layer has is_causal={is_causal} in a row with causal={request_layout.causal}")
+        raise UnsupportedAttentionError(
+            f"a layer has is_causal={is_causal} in a row with causal={request_layout.causal}"
+        )
     reach = _reach(sliding_window, attention_mask, request_layout)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -100,18 +102,26 @@ def request_attention(
 def _attend(plan: RequestPlan, history: Qkv, own: Qkv, causal: bool, scaling: float | None) -> list[torch.Tensor]:
     """Outputs of one request's pieces, [1, heads, tokens, d] each, in the row's order."""
     outputs = []
+    history_query, history_key, history_value = history
     if plan.history:
-        unmasked_causal = causal and plan.history_mask is None
         outputs.append(
             scaled_dot_product_attention(
-                *history, attn_mask=plan.history_mask, is_causal=unmasked_causal, scale=scaling
+                history_query,
+                history_key,
+                history_value,
+                attn_mask=plan.history_mask,
+                is_causal=causal and plan.history_mask is None,
+                scale=scaling,
             )
         )
-    _, history_key, history_value = history
     sizes = [block.tokens for block in plan.blocks]
     for block, query, key, value in zip(plan.blocks, *(x.split(sizes, dim=2) for x in own), strict=True):
-        key = torch.cat([history_key[:, :, : block.history], key], dim=2)
-        value = torch.cat([history_value[:, :, : block.history], value], dim=2)
+        if block.history:
+            # narrow() of the whole is not free: its backward pass fills a tensor of zeros.
+            whole = block.history == plan.history
+            past = (history_key, history_value)
+            past_key, past_value = past if whole else (x.narrow(2, 0, block.history) for x in past)
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
         outputs.append(scaled_dot_product_attention(query, key, value, attn_mask=block.mask, scale=scaling))
     return outputs
 
@@ -119,11 +129,13 @@ def _attend(plan: RequestPlan, history: Qkv, own: Qkv, causal: bool, scaling: fl
 def _refuse_unknown(others: dict[str, Any], dropout: float, keys: int, layout: RequestLayout) -> None:
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
     if unknown:
-        raise UnsupportedAttention(f"its attention takes {', '.join(unknown)}, which request attention does not know")
+        raise UnsupportedAttentionError(
+            f"its attention takes {', '.join(unknown)}, which request attention does not know"
+        )
     if dropout:
-        raise UnsupportedAttention(f"attention dropout {dropout} is drawn from a random state; set it to 0")
+        raise UnsupportedAttentionError(f"attention dropout {dropout} is drawn from a random state; set it to 0")
     if keys != layout.length:
-        raise UnsupportedAttention(f"{keys} keys for {layout.length} tokens: cross-attention or a cache")
+        raise UnsupportedAttentionError(f"{keys} keys for {layout.length} tokens: cross-attention or a cache")
 
 
 def _reach(sliding_window: int | None, marker: torch.Tensor | None, layout: RequestLayout) -> int | None:
@@ -135,14 +147,14 @@ def _reach(sliding_window: int | None, marker: torch.Tensor | None, layout: Requ
     if marker is None and sliding_window is None:
         return None
     if marker is not None and (marker.ndim != 1 or marker.numel() != 1):
-        raise UnsupportedAttention("it builds an attention mask of its own")
+        raise UnsupportedAttentionError("it builds an attention mask of its own")
     masked = None if marker is None else int(marker.item())
     if layout.causal:
         if masked is not None and sliding_window not in (None, masked):
-            raise UnsupportedAttention(f"its mask has window {masked}, its attention {sliding_window}")
+            raise UnsupportedAttentionError(f"its mask has window {masked}, its attention {sliding_window}")
         reach = (masked or sliding_window or 0) - 1
     elif masked is None:
-        raise UnsupportedAttention(f"its attention has window {sliding_window}, its mask none")
+        raise UnsupportedAttentionError(f"its attention has window {sliding_window}, its mask none")
     else:
         reach = masked
     return reach if reach < layout.largest_position else None
@@ -162,17 +174,15 @@ def request_mask(
     number (on the host: reading it does not wait for a GPU).
     """
     if use_vmap or attention_mask is not None:
-        raise UnsupportedAttention("it adds conditions of its own to the causal mask")
+        raise UnsupportedAttentionError("it adds conditions of its own to the causal mask")
     if local_size is None:
         return None
     if getattr(config, "attention_chunk_size", None) == local_size:
-        raise UnsupportedAttention(f"it attends in chunks of {local_size} tokens")
+        raise UnsupportedAttentionError(f"it attends in chunks of {local_size} tokens")
     return torch.tensor([local_size])
 
 
-def _plans(
-    layout: RequestLayout, reach: int | None, dtype: torch.dtype, device: torch.device
-) -> list[RequestPlan]:
+def _plans(layout: RequestLayout, reach: int | None, dtype: torch.dtype, device: torch.device) -> list[RequestPlan]:
     """The plans of all requests, made once per row and kept with the layout for the other layers."""
     key = (reach, dtype, device)
     if key not in layout.cache:
@@ -209,7 +219,7 @@ def _cut(lengths: IntArray) -> list[tuple[int, int]]:
     for c, length in enumerate(lengths.tolist()):
         tokens += length
         total -= length
-        if tokens >= BLOCK_TOKENS and total >= BLOCK_TOKENS // 2:
+        if tokens >= BLOCK_TOKENS and total > BLOCK_TOKENS // 2:
             cuts.append(c + 1)
             tokens = 0
     return list(zip(cuts, [*cuts[1:], len(lengths)], strict=True)) if len(lengths) else []

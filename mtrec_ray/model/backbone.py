@@ -257,10 +257,10 @@ def weights_checksum(model: nn.Module) -> str:
         if "lora_" not in name
     }
     for name in sorted(state):
-        with gather_params_ctx(state[name]):
+        with gather_params_ctx(state[name], modifier_rank=None):
             weight = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+            digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

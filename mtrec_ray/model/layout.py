@@ -6,8 +6,8 @@ each of its candidates:
     [history 0][candidate 0][candidate 1] [history 1][candidate 2] ...
 
 A candidate sees the first `candidate_end` history tokens of its request and itself, and its positions go on from
-there, so that it is the sequence `history[:end] + candidate` which the row need not repeat. Candidates shown together share one end;
-ends that differ make a *staircase*.
+there, so that it is the sequence `history[:end] + candidate` which the row need not repeat. Candidates shown together
+share one end; ends that differ make a *staircase*.
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,8 @@ class RequestLayout:
     ) -> "RequestLayout":
         """Layout from flat arrays: [R] history lengths and candidate counts, [C] candidate lengths and ends.
 
-        Raises `BackboneError` for a bidirectional row (`causal=False`) whose candidates do not all see the whole history.
+        Raises `BackboneError` for a bidirectional row (`causal=False`) with a candidate that does not see its whole
+        history.
         """
         history, counts = _int64(history_length), _int64(candidate_count)
         lengths, ends = _int64(candidate_length), _int64(candidate_end)
@@ -114,7 +115,7 @@ class RequestLayout:
             "candidate_length": lengths,
             "candidate_end": ends,
         }
-        tensors = {name: torch.from_numpy(array) for name, array in host.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in host.items()}
         return cls(**tensors, length=int(request_length.sum()), causal=causal, host=host)
 
     def to(self, device: torch.device | str) -> "RequestLayout":
@@ -173,9 +174,8 @@ class RequestLayout:
         """bool [L, L], query by key: the definition that every faster attention is tested against."""
         request = self.token_requests()
         candidate = torch.full((self.length,), -1, device=self.device)  # -1 = a history token
-        for c in range(self.num_candidates):
-            start = self.candidate_start[c]
-            candidate[start : start + self.candidate_length[c]] = c
+        own, of = _ranges(self.host["candidate_start"], self.host["candidate_length"])
+        candidate[torch.from_numpy(own)] = torch.from_numpy(of).to(self.device)
         index = torch.arange(self.length, device=self.device)
         # A history token sees its request's history; a candidate token the history before its end, and itself.
         end = torch.full((self.length,), self.length, device=self.device)

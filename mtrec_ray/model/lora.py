@@ -52,7 +52,8 @@ def add_lora(
     if rank == 0:
         return []
     names = find_targets(model, targets, top_layers)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")
+    config = LoraConfig(r=rank, target_modules=names, lora_dropout=0.0, bias="none")
+    config.lora_alpha = alpha  # type: ignore[assignment]  # PEFT divides it by the rank, so it need not be whole
     config.fan_in_fan_out = isinstance(model.get_submodule(names[0]), Conv1D)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -101,12 +102,12 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 def merge(model: nn.Module) -> None:
     """Adds the adapters into the frozen weights, for serving; `unmerge` takes them out again, up to rounding."""
     for _, layer in lora_layers(model):
-        layer.merge()  # type: ignore[operator]
+        layer.merge()
 
 
 def unmerge(model: nn.Module) -> None:
     for _, layer in lora_layers(model):
-        layer.unmerge()  # type: ignore[operator]
+        layer.unmerge()
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -139,6 +140,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> N
 
 def _set_precision(layer: LoraLayer) -> None:
     weight = layer.get_base_layer().weight
+    assert isinstance(weight, torch.Tensor)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     for part in (layer.lora_A, layer.lora_B):
         part.to(dtype=dtype, device=weight.device)

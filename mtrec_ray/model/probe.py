@@ -67,9 +67,9 @@ def probe_layout(causal: bool) -> RequestLayout:
 def _compare(backbone: Backbone) -> tuple[float | None, str | None]:
     """(largest relative difference, reason not to pack).
 
-    Two questions. Do packed and separate outputs agree up to rounding? And do the other candidates' outputs stay put when the
-    first ones of the requests change? The second has no rounding (but where experts are shared), so it finds in
-    bfloat16 what the first would have to let pass.
+    Two questions. Do packed and separate outputs agree up to rounding? And do the other candidates' outputs stay put
+    when the first ones of the requests change? The second has no rounding (but where experts are shared), so it finds
+    in bfloat16 what the first would have to let pass.
     """
     device = next(backbone.model.parameters()).device
     layout = probe_layout(backbone.causal).to(device)
