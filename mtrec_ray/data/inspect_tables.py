@@ -12,11 +12,10 @@ from mtrec_ray.errors import DataError
 
 _FEW = 200
 """A text column with at most this many values is a category."""
-_YEAR = r"\((\d{4})\)"
-_Column = str | dict[str, str]
-
 _COVERAGE = 0.5
 """Share of the log's ids that a key of another name must have."""
+_YEAR = r"\((\d{4})\)"
+_Column = str | dict[str, str]
 
 
 def table_beside(log: Glimpse, key: str, relative: bool, notes: list[str]) -> str | None:
