@@ -1,0 +1,197 @@
+"""`report.html`: one self-contained page about a run, for whoever has to decide on it.
+
+`render` turns the metrics, the training log and the scores into plain values; the template beside it lays them out.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.manifest import Manifest, TaskEntry
+from mtrec_ray.evaluate import figures, tables
+from mtrec_ray.evaluate.bootstrap import LEVEL
+from mtrec_ray.evaluate.comparison import Comparison, metric_names
+from mtrec_ray.evaluate.training_log import TrainingLog
+
+
+def render(
+    found: dict[str, Any],
+    log: TrainingLog,
+    comparisons: Mapping[str, Comparison],
+    manifest: Manifest,
+    run: Run,
+    config: str,
+) -> str:
+    """The page; `found` is what `metrics.json` holds, `config` the resolved config as YAML."""
+    environment = Environment(
+        loader=PackageLoader("mtrec_ray.evaluate", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pen = Pen()
+    first = "test" if "test" in comparisons else next(iter(comparisons))
+    names = {name for task in manifest.tasks for name in metric_names(task.kind)}
+    return environment.get_template("report.html.j2").render(
+        found=found,
+        facts=facts(run, manifest),
+        split=first,
+        tasks=[task_section(task, comparisons[first], found, first, pen) for task in manifest.tasks],
+        others={split: _tables(manifest.tasks, found["splits"][split]) for split in comparisons if split != first},
+        curves=curves(log, manifest.tasks, pen),
+        speed=_speed(found["throughput"]),
+        metrics=[text for name, text in tables.METRICS.items() if name in names],
+        level=f"{LEVEL:.0%}",
+        resamples=run.evaluate.bootstrap,
+        baseline_title=tables.baseline_title,
+        config=config,
+    )
+
+
+class Pen:
+    """Draws figures and gives each a name of its own within the page."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def draw(self, paint: Callable[[Axes], None], title: str, caption: str) -> dict[str, Any]:
+        self.drawn += 1
+        svg = figures.draw(paint, f"figure{self.drawn}", str(escape(title)))
+        return {"title": title, "caption": caption, "svg": Markup(svg)}
+
+
+def facts(run: Run, manifest: Manifest) -> dict[str, str]:
+    """What was run, in a few lines; the whole config stands at the foot of the page."""
+    backbone = run.backbone.name
+    if backbone != "none":
+        adapter = run.adapter
+        backbone += f", {adapter.kind}" + (f" rank {adapter.rank}" if adapter.kind == "lora" else "")
+    lag = f", {run.history.lag:g} s withheld" if run.history.lag else ""
+    shares = f"{run.split.valid:g} valid, {run.split.test:g} test" if run.split.by != "column" else run.split.column
+    tasks = [f"{task.name} ({task.kind}, weight {run.tasks[task.name].weight:g})" for task in manifest.tasks]
+    engine = run.engine.name + (f" ZeRO-{run.engine.zero_stage}" if run.engine.name == "deepspeed" else "")
+    return {
+        "tasks": ", ".join(tasks),
+        "backbone": backbone,
+        "history": f"up to {run.history.max_events} events ({manifest.history_layout}){lag}",
+        "split": f"by {run.split.by}: {shares}",
+        "side features": f"{len(manifest.numbers)} numbers, {len(manifest.categories)} categories, ids of "
+        f"{manifest.num_users - 1:,} users and {manifest.num_items - 1:,} items",
+        "training": f"{run.train.epochs:g} epochs, {run.train.batch_requests} requests a step, "
+        f"{run.cluster.workers} worker{'s' if run.cluster.workers > 1 else ''}, {engine}, {run.engine.precision}",
+    }
+
+
+def task_section(
+    task: TaskEntry, comparison: Comparison, found: dict[str, Any], split: str, pen: Pen
+) -> dict[str, Any]:
+    """Everything the page says about one task on one split."""
+    entry = found["splits"][split]["tasks"][task.name]
+    notes = {name: by_task[task.name] for name, by_task in found["notes"].items() if task.name in by_task}
+    return _table(task, found["splits"][split]) | {
+        "verdicts": tables.verdicts(metric_names(task.kind), entry),
+        "covered": entry.get("gauc_covered"),
+        "slices": tables.slice_rows(task.kind, entry),
+        "slice_metrics": [tables.metric_title(name) for name in metric_names(task.kind)[:2]],
+        "reference": tables.baseline_title(tables.reference_of(entry) or ""),
+        "notes": {tables.baseline_title(name): note for name, note in notes.items()},
+        "figures": _task_figures(task, comparison, pen),
+    }
+
+
+def _tables(tasks: list[TaskEntry], split: dict[str, Any]) -> list[dict[str, Any]]:
+    return [_table(task, split) for task in tasks]
+
+
+def _table(task: TaskEntry, split: dict[str, Any]) -> dict[str, Any]:
+    entry = split["tasks"][task.name]
+    others = {name: by_task[task.name] for name, by_task in split["baselines"].items() if task.name in by_task}
+    names = metric_names(task.kind)
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "n": entry["n"],
+        "users": entry["users"],
+        "positives": entry.get("positives"),
+        "columns": [tables.metric_title(name) for name in names],
+        "rows": tables.comparison_rows(names, entry, others),
+    }
+
+
+def _task_figures(task: TaskEntry, comparison: Comparison, pen: Pen) -> list[dict[str, Any]]:
+    """Binary: ROC and calibration; regression: predicted against actual, and errors; other kinds have tables only."""
+    labels = comparison.rows.labels[task.name]
+    observed = ~np.isnan(labels)
+    labels = labels[observed]
+    columns = {
+        tables.MODEL: comparison.rows.scores,
+        **{tables.baseline_title(n): s for n, s in comparison.baselines.items()},
+    }
+    scores = {title: column[task.name][observed] for title, column in columns.items() if task.name in column}
+    varied = {title: column for title, column in scores.items() if np.ptp(column) > 0} if len(labels) else {}
+    if not varied:
+        return []
+    if task.kind == "binary":
+        return [
+            pen.draw(
+                figures.roc(labels, varied),
+                f"ROC of {task.name}",
+                "The higher above the diagonal, the better the ranking; the area below a curve is its AUC.",
+            ),
+            pen.draw(
+                figures.calibration(labels, varied, "rate"),
+                f"Calibration of {task.name}",
+                "Tenths of the rows by score. On the dashed line a score is the share of positives it promises; "
+                "below it, the score promises too much.",
+            ),
+        ]
+    if task.kind == "regression":
+        return [
+            pen.draw(
+                figures.calibration(labels, varied, "value"),
+                f"Predicted and actual {task.name}",
+                "Tenths of the rows by prediction. On the dashed line predictions are right on average; the longer the "
+                "line, the more the model tells apart.",
+            ),
+            pen.draw(
+                figures.residuals(labels, varied),
+                f"Errors of {task.name}",
+                "How often an error of each size occurs; narrow and centred on zero is good.",
+            ),
+        ]
+    return []
+
+
+def curves(log: TrainingLog, tasks: list[TaskEntry], pen: Pen) -> list[dict[str, Any]]:
+    """Train losses, and each validation metric with the tasks that have it."""
+    found = []
+    losses = {key.removeprefix("loss/"): line for key, line in log.series("train", "loss/").items()}
+    if losses:
+        caption = "Loss per task on the train rows of each log interval. Falling is good; tasks have different floors."
+        found.append(pen.draw(figures.learning_curves(losses, "train loss"), "Train loss", caption))
+    names = dict.fromkeys(name for task in tasks for name in metric_names(task.kind))
+    valid = log.series("valid", "")
+    for name in names:
+        lines = {task.name: valid[f"{task.name}/{name}"] for task in tasks if f"{task.name}/{name}" in valid}
+        if lines:
+            title = tables.metric_title(name)
+            caption = f"{title} on the validation rows at each evaluation; where it turns, the model begins to overfit."
+            found.append(pen.draw(figures.learning_curves(lines, title), f"Validation {title}", caption))
+    return found
+
+
+def _speed(throughput: dict[str, float | None]) -> dict[str, str]:
+    """Titles and texts of the speeds that were measured."""
+    titles = {
+        "candidates_per_s": ("candidates / s", "{:,.0f}"),
+        "tokens_per_s": ("tokens / s", "{:,.0f}"),
+        "ingest_wait_share": ("time waiting for data", "{:.1%}"),
+    }
+    known = {name: value for name, value in throughput.items() if value is not None}
+    return {title: text.format(known[name]) for name, (title, text) in titles.items() if name in known}

@@ -1,0 +1,138 @@
+"""The report's tables as plain values: cells with their intervals, the best one marked, verdicts in words."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mtrec_ray.evaluate import metrics
+from mtrec_ray.evaluate.comparison import Entry, metric_names
+
+MODEL = "this model"
+TITLES = {
+    "constant": "constant",
+    "running_rates": "running rates",
+    "gbdt": "gradient-boosted trees",
+    "side_features": "side features only",
+}
+REFERENCES = ("gbdt", "side_features", "running_rates", "constant")
+"""Verdicts and slices compare with the first of these that scored the task."""
+METRICS = {
+    "auc": ("AUC", "chance that a random positive is scored above a random negative; 0.5 is guessing"),
+    "gauc": ("GAUC", "AUC within each user, weighted by rows, over the users who have both classes"),
+    "logloss": ("log loss", "mean cross-entropy in nats: how good the scores are as probabilities"),
+    "ne": ("NE", "log loss / log loss of always saying the train base rate; below 1 something was learned"),
+    "calibration": ("Σ score / Σ label", "1 is right on average, above 1 promises too much"),
+    "rmse": ("RMSE", "root mean squared error, in the label's unit"),
+    "mae": ("MAE", "mean absolute error, in the label's unit"),
+    "accuracy": ("accuracy", "share of rows whose likeliest class is the true one"),
+}
+"""Title and one line of help; a guest's metric stands under its own name."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: `text`, `interval` or the reason why there is none in `note`; `best` in its column."""
+
+    text: str
+    interval: str = ""
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The paired difference to the reference: `tone` is `better`, `worse` or `even` (the interval holds 0)."""
+
+    metric: str
+    value: str
+    interval: str
+    against: str
+    tone: str
+
+
+def metric_title(name: str) -> str:
+    return METRICS[name][0] if name in METRICS else name
+
+
+def baseline_title(name: str) -> str:
+    return TITLES.get(name, name)
+
+
+def comparison_rows(names: tuple[str, ...], model: Entry, others: dict[str, Entry]) -> list[tuple[str, list[Cell]]]:
+    """One row per score column: the model, then the baselines; one cell per metric."""
+    entries = {MODEL: model} | {baseline_title(name): entry for name, entry in others.items()}
+    best = {name: _best(name, list(entries.values())) for name in names}
+    return [
+        (title, [_cell(name, entry, entry[name] is not None and entry[name] == best[name]) for name in names])
+        for title, entry in entries.items()
+    ]
+
+
+def verdicts(names: tuple[str, ...], model: Entry) -> list[Verdict]:
+    """Per ranking metric, the difference to the reference baseline; empty without one."""
+    reference = reference_of(model)
+    if reference is None:
+        return []
+    differences = model["difference"][reference]
+    return [
+        _verdict(name, differences[name], reference)
+        for name in names
+        if name in differences and metrics.DIRECTION.get(name)
+    ]
+
+
+def reference_of(model: Entry) -> str | None:
+    """The baseline that verdicts compare with."""
+    found = model["difference"]
+    return next((name for name in (*REFERENCES, *sorted(found)) if name in found), None)
+
+
+def slice_rows(kind: str, model: Entry) -> list[dict[str, Any]]:
+    """Per slice: rows, positives, the model's main metrics, and the verdicts on them."""
+    names = metric_names(kind)[:2]
+    return [
+        {
+            "title": title,
+            "rows": f"{entry['n']:,}",
+            "positives": f"{entry['positives']:,}" if "positives" in entry else "",
+            "cells": [_cell(name, entry, False) for name in names],
+            "verdicts": {verdict.metric: verdict for verdict in verdicts(names, entry)},
+        }
+        for title, entry in model["slices"].items()
+    ]
+
+
+def number(value: float, signed: bool = False) -> str:
+    """Four decimals for shares, four significant digits for larger values."""
+    digits = 4 if abs(value) < 10 else 2 if abs(value) < 1000 else 0
+    return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
+
+
+def _cell(name: str, entry: Entry, best: bool) -> Cell:
+    if entry[name] is None:
+        return Cell("–", note=entry["undefined"][name])
+    return Cell(number(entry[name]), _interval(entry["intervals"][name]), best=best)
+
+
+def _interval(interval: Any, signed: bool = False) -> str:
+    return f"{number(interval[0], signed)} … {number(interval[1], signed)}" if interval else ""
+
+
+def _best(name: str, entries: list[Entry]) -> float | None:
+    """The best value of a metric that ranks; none to mark where nothing competes."""
+    values = [entry[name] for entry in entries if entry[name] is not None]
+    direction = metrics.DIRECTION.get(name, 0)
+    return max(values, key=lambda value: direction * value) if direction and len(values) > 1 else None
+
+
+def _verdict(name: str, difference: dict[str, Any], reference: str) -> Verdict:
+    interval, direction = difference["interval"], metrics.DIRECTION[name]
+    tone = "even"
+    if interval and (interval[0] > 0 or interval[1] < 0):
+        tone = "better" if difference["value"] * direction > 0 else "worse"
+    return Verdict(
+        metric_title(name),
+        number(difference["value"], signed=True),
+        _interval(interval, signed=True),
+        baseline_title(reference),
+        tone,
+    )

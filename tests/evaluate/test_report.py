@@ -1,0 +1,219 @@
+"""evaluate_run on a hand-written run folder: the files, their schema, and the page."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from mtrec_ray import config_file
+from mtrec_ray.errors import DataError
+from mtrec_ray.evaluate.evaluate import evaluate_run
+
+from .conftest import CONFIG, TASKS, write_log, write_predictions
+
+
+@pytest.fixture(scope="module")
+def evaluated(prepared, world, tmp_path_factory):
+    """A run named with what HTML would trip over, and its metrics."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    folder.mkdir()
+    write_predictions(folder / "predictions.parquet", world)
+    write_log(folder / "metrics.jsonl")
+    run = config_file.parse(CONFIG, ["evaluate.bootstrap=50", "data.logs=a<b>&c.csv"])
+    return folder, evaluate_run(str(folder), prepared[0], run)
+
+
+@pytest.fixture(scope="module")
+def page(evaluated):
+    return (evaluated[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_metrics_json_is_what_was_returned_and_holds_the_contract(evaluated, world):
+    folder, returned = evaluated
+    found = json.loads((folder / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert found == json.loads(json.dumps(returned))
+    like = found["splits"]["test"]["tasks"]["like"]
+    assert {"auc", "gauc", "logloss", "ne", "calibration", "n", "positives", "users", "intervals"} <= like.keys()
+    assert {"rows_read", "rows_quarantined", "requests", "candidates"} <= found["data"].keys()
+    assert found["data"]["quarantine"] == {"no time": 2, "no user": 1}
+    assert found["throughput"].keys() == {"candidates_per_s", "tokens_per_s", "ingest_wait_share"}
+    assert found["throughput"]["tokens_per_s"] == 52_000
+    assert found["baselines"].keys() == {"constant", "running_rates", "gbdt"}
+    assert found["baselines"]["gbdt"]["like"].keys() == like.keys() - {"difference"}
+    assert found["splits"].keys() == {"valid", "test"}
+
+
+def test_anyone_can_recompute_the_figures_from_the_files(evaluated):
+    folder, found = evaluated
+    test = pq.read_table(folder / "predictions.parquet").filter(pc.field("split") == "test").to_pandas()
+    scores = pq.read_table(folder / "baselines/gbdt.parquet").filter(pc.field("split") == "test").to_pandas()
+    both = test.merge(scores, on="row_id", suffixes=("", "_gbdt")).dropna(subset="label.like")
+    entry = found["splits"]["test"]["tasks"]["like"]
+    assert entry["n"] == len(both)
+    assert entry["auc"] == pytest.approx(roc_auc_score(both["label.like"], both["score.like"]))
+    gbdt = roc_auc_score(both["label.like"], both["score.like_gbdt"])
+    assert found["baselines"]["gbdt"]["like"]["auc"] == pytest.approx(gbdt, abs=1e-6)
+    assert entry["difference"]["gbdt"]["auc"]["value"] == pytest.approx(entry["auc"] - gbdt, abs=1e-6)
+    low, high = entry["difference"]["gbdt"]["auc"]["interval"]
+    assert low < entry["auc"] - gbdt < high
+
+
+def test_intervals_hold_the_value(evaluated):
+    for entry in evaluated[1]["splits"]["test"]["tasks"].values():
+        for name, (low, high) in entry["intervals"].items():
+            assert low < entry[name] < high
+
+
+def test_slices_split_the_rows(evaluated):
+    entry = evaluated[1]["splits"]["test"]["tasks"]["rating"]
+    rows = {name: part["n"] for name, part in entry["slices"].items()}
+    assert sum(n for name, n in rows.items() if name.startswith("history")) == entry["n"]
+    assert sum(n for name, n in rows.items() if name.startswith("user")) == entry["n"]
+    assert sum(n for name, n in rows.items() if name.startswith("item")) == entry["n"]
+
+
+def test_constant_has_ne_one(evaluated):
+    assert evaluated[1]["baselines"]["constant"]["like"]["ne"] == pytest.approx(1)
+
+
+class Outline(HTMLParser):
+    """Checks that tags close in order, and collects text, ids and what would be loaded from elsewhere."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links, self.text, self.counts = [], [], [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes[key] for key in ("src", "href", "xlink:href") if key in attributes]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def test_the_page_is_well_formed(outline):
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+
+
+def test_the_page_loads_nothing(page, outline):
+    assert all(link.startswith("#") for link in outline.links)
+    assert {link[1:] for link in outline.links} <= set(outline.ids)
+    assert not re.search(r"@import|url\((?!#)|<script|<link", page)
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(outline.ids)
+
+
+def test_figures_take_their_colours_from_the_page(page):
+    drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    colours = {colour for drawing in drawings for colour in re.findall(r"#[0-9a-f]{6}\b", drawing)}
+    assert colours == set()
+    assert all("var(--ink)" in drawing and "var(--series-0)" in drawing for drawing in drawings)
+
+
+def test_the_page_says_what_it_must(outline, evaluated):
+    text = " ".join("".join(outline.text).split())
+    found = evaluated[1]
+    like = found["splits"]["test"]["tasks"]["like"]
+    assert f"{like['auc']:.4f}" in text
+    for expected in (
+        "demo",
+        "gradient-boosted trees",
+        "running rates",
+        "user in train",
+        "no time",
+        "52,000",
+        "2.0%",
+        "batch_requests: 32",
+        "Validation AUC",
+        "ROC of like",
+        "Errors of rating",
+        found["run"]["machine"],
+        "0123456789abcdef",
+        "a<b>&c.csv",
+        "How the baselines were made",
+        "Results on valid",
+    ):
+        assert expected in text, expected
+    # 2 x (like, rating), train loss, and the four validation metrics of the log
+    assert outline.counts["svg"] == 4 + 1 + 5
+
+
+def test_the_best_of_each_column_is_marked(page):
+    assert page.count('class="best"') >= 2 * sum([4, 2, 2])
+
+
+def test_an_unscored_task_and_no_log_and_one_split(prepared, world, tmp_path):
+    table = pq.read_table(_predictions(tmp_path, world))
+    labels = pa.array(np.full(table.num_rows, np.nan))
+    table = table.set_column(table.column_names.index("label.like"), "label.like", labels)
+    pq.write_table(table.filter(pc.field("split") == "valid"), tmp_path / "predictions.parquet")
+    run = config_file.parse(CONFIG, ["evaluate.bootstrap=0", "evaluate.baselines=[constant]", "backbone=none"])
+    found = evaluate_run(str(tmp_path), prepared[0], run)
+    like = found["splits"]["valid"]["tasks"]["like"]
+    assert (like["n"], like["auc"], like["undefined"]["auc"]) == (0, None, "no observed rows")
+    assert like["intervals"]["auc"] is None
+    page = (tmp_path / "report.html").read_text()
+    assert "no observed rows" in page
+    assert "no training log" in page
+
+
+def _predictions(folder, world):
+    write_predictions(folder / "predictions.parquet", world)
+    return folder / "predictions.parquet"
+
+
+def test_side_features_are_a_run_below_the_run(prepared, world, tmp_path):
+    _predictions(tmp_path, world)
+    below = tmp_path / "side_features"
+    below.mkdir()
+    write_predictions(below / "predictions.parquet", world, seed=5)
+    run = config_file.parse(CONFIG, ["evaluate.bootstrap=0", "evaluate.baselines=[side_features]"])
+    found = evaluate_run(str(tmp_path), prepared[0], run)
+    assert found["baselines"]["side_features"]["like"]["n"] == found["splits"]["test"]["tasks"]["like"]["n"]
+    (below / "predictions.parquet").unlink()
+    with pytest.raises(DataError, match=r"side_features/predictions\.parquet does not exist"):
+        evaluate_run(str(tmp_path), prepared[0], run)
+
+
+def test_extra_columns_must_score_the_same_rows(prepared, world, tmp_path):
+    path = _predictions(tmp_path, world)
+    pq.write_table(pq.read_table(path).slice(0, 200), tmp_path / "other.parquet")
+    run = config_file.parse(CONFIG, ["evaluate.baselines=[]"])
+    with pytest.raises(DataError, match=r"other.parquet scores \d+ rows of split 'valid'"):
+        evaluate_run(str(tmp_path), prepared[0], run, {"other run": str(tmp_path / "other.parquet")})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predictions_without_a_task_are_refused(prepared, world, tmp_path, task, run):
+    path = _predictions(tmp_path, world)
+    pq.write_table(pq.read_table(path).drop_columns([f"score.{task}"]), path)
+    with pytest.raises(DataError, match=rf"lacks the columns score\.{task}"):
+        evaluate_run(str(tmp_path), prepared[0], run)
