@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from mtrec_ray.config import Cluster
 from mtrec_ray.data.filesystem import is_url
+from mtrec_ray.errors import UserError
+from mtrec_ray.launch.relay import Relay
 from mtrec_ray.launch.session import check_resources
 
 
@@ -18,27 +21,36 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
+WorkerFunction = Callable[..., Any]
+"""Called on every worker with the relay and its arguments by name."""
+
+
 def run_workers(
-    function: Callable[[dict[str, Any]], Any],
+    function: WorkerFunction,
     arguments: dict[str, Any],
     cluster: Cluster,
+    relay: Relay,
     *,
     name: str,
     storage: str,
     datasets: Mapping[str, Any] | None = None,
     ingest: DataConfig | None = None,
-) -> Result:
-    """Runs `function(arguments)` on every worker; after a failure all start again, at most `cluster.max_failures` times.
+) -> Any:
+    """Runs `function(relay, **arguments)` on every worker and gives what rank 0 returned.
 
-    Reported checkpoints are kept under `<storage>/<name>`: the latest one. A job that finds some there goes on from it.
+    After a failure all workers start again, at most `cluster.max_failures` times; not after a mistake of the user. Of
+    the reported checkpoints the latest is kept under `<storage>/<name>`; a job that finds one there goes on from it.
+
+    Raises:
+        UserError: from a worker, wrapped by Ray; `ray_session` unwraps it.
     """
     check_resources(cluster)
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     trainer = TorchTrainer(
-        function,
-        train_loop_config=arguments,
+        partial(_work, function),
+        train_loop_config={"relay": relay, "arguments": arguments},
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
@@ -52,7 +64,19 @@ def run_workers(
         datasets=dict(datasets) if datasets else None,
         dataset_config=ingest,
     )
-    return trainer.fit()
+    result: Any = trainer.fit()
+    return result.return_value
+
+
+def _work(function: WorkerFunction, config: dict[str, Any]) -> Any:
+    """Ray starts failed workers again whatever the reason; a mistake of the user would only be made once more."""
+    relay: Relay = config["relay"]
+    relay.raise_refusal()
+    try:
+        return function(relay, **config["arguments"])
+    except UserError as error:
+        relay.refuse(error)
+        raise
 
 
 def use_threads(cluster: Cluster) -> None:

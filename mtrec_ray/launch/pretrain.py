@@ -26,7 +26,7 @@ def pretrain(run: Run) -> str:
     if run.backbone.name == pretrained.NONE:
         raise ConfigError("backbone.name is 'none': there is no language model to pretrain. Set backbone.name: nano.")
     with ray_session(run.cluster):
-        prepared = absolute(prepare(run).folder)
+        prepared = absolute(prepare(run).path)
         folder = pretrained.backbone_folder(run, prepared)
         if not pretrained.is_complete(folder):
             pretrain_prepared(run, prepared, folder)
@@ -34,22 +34,22 @@ def pretrain(run: Run) -> str:
 
 
 def pretrain_prepared(run: Run, prepared: str, folder: str) -> dict[str, Any]:
-    """The job itself, from a prepared folder to the weights in `folder`; gives `loss_before`, `loss_after`, `losses`."""
+    """The job itself; leaves the weights in `folder` and gives `loss_before`, `loss_after`, `losses`."""
     with relayed() as relay, tempfile.TemporaryDirectory() as scratch:
         # Nothing is checkpointed, so Ray's own files need no storage that the nodes share.
-        result = run_workers(
+        record: dict[str, Any] = run_workers(
             _pretrain_worker,
-            {"run": run, "prepared": prepared, "folder": folder, "relay": relay},
+            {"run": run, "prepared": prepared, "folder": folder},
             run.cluster,
+            relay,
             name="pretrain",
             storage=scratch,
         )
-    record: dict[str, Any] = result.return_value  # type: ignore[assignment]
     say(f"pretrain: loss per held-out token {record['loss_before']:.3f} -> {record['loss_after']:.3f}")
     return record
 
 
-def _pretrain_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+def _pretrain_worker(relay: Relay, run: Run, prepared: str, folder: str) -> dict[str, Any]:
     """One rank; rank 0 shows progress and publishes the weights."""
     import ray.train
     import ray.train.torch
@@ -59,9 +59,8 @@ def _pretrain_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     from mtrec_ray.train.language_model import language_model, load_corpus, objective, separator
     from mtrec_ray.train.pretraining import Pretrainer
 
-    run: Run = arguments["run"]
     use_threads(run.cluster)
-    prepared, leads = arguments["prepared"], ray.train.get_context().get_world_rank() == 0
+    leads = ray.train.get_context().get_world_rank() == 0
     manifest = load_manifest(prepared)
     tokenizer = AutoTokenizer.from_pretrained(pretrained.local_copy(f"{prepared}/tokenizer"))
     model = language_model(run, manifest)
@@ -70,7 +69,7 @@ def _pretrain_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     train, held_out = load_corpus(prepared, manifest, separator(tokenizer)).split(run.seed)
     before = trainer.loss(held_out)
     losses = []
-    with _bar(arguments["relay"], trainer.num_steps(train), leads) as bar:
+    with _bar(relay, trainer.num_steps(train), leads) as bar:
         for step in trainer.train(train):
             if bar is not None:
                 bar.advance()
@@ -82,7 +81,7 @@ def _pretrain_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as local:
             model.save_pretrained(local)
             tokenizer.save_pretrained(local)
-            pretrained.publish(Path(local), arguments["folder"], record)
+            pretrained.publish(Path(local), folder, record)
     return record
 
 

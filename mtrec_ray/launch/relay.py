@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.progress import Bar, say, track
 
 _POLL_SECONDS = 0.5
@@ -17,6 +18,13 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, tuple[Any, ...]]] = []
+        self._refusal: UserError | None = None
+
+    def refuse(self, error: UserError) -> None:
+        self._refusal = error
+
+    def refusal(self) -> UserError | None:
+        return self._refusal
 
     def put(self, name: str, *arguments: Any) -> None:
         self._messages.append((name, arguments))
@@ -38,7 +46,11 @@ class Relay:
     @contextmanager
     def track(self, what: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
         self._mailbox.put.remote("start", what, total, unit)
-        yield self
+        try:
+            yield self
+        except GeneratorExit:  # steps that stopped early are done all the same
+            self._mailbox.put.remote("end")
+            raise
         self._mailbox.put.remote("end")
 
     def advance(self, n: float = 1) -> None:
@@ -47,11 +59,21 @@ class Relay:
     def note(self, text: str) -> None:
         self._mailbox.put.remote("note", text)
 
+    def refuse(self, error: UserError) -> None:
+        """Keeps a mistake of the user for workers that are started again."""
+        ray.get(self._mailbox.refuse.remote(error))
+
+    def raise_refusal(self) -> None:
+        """Raises the mistake that was kept, if any."""
+        error = ray.get(self._mailbox.refusal.remote())
+        if error is not None:
+            raise error
+
 
 @contextmanager
 def relayed() -> Iterator[Relay]:
     """A relay whose messages are shown on this machine until the block ends."""
-    mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
+    mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
     done = threading.Event()
     display = _Display()
     thread = threading.Thread(target=_show, args=(mailbox, display, done), daemon=True, name="progress")
@@ -76,7 +98,7 @@ def _show(mailbox: Any, display: "_Display", done: threading.Event) -> None:
 
 
 class _Display:
-    """Plays messages on `progress`; a bar that is replaced or left open by a failed worker ends without its last line."""
+    """Plays messages on `progress`; a bar that a failed worker left open ends without its last line."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()

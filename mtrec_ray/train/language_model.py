@@ -1,5 +1,7 @@
 """What pretraining starts from: a backbone with its language-model head, its special tokens, and the documents."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ def language_model(run: Run, manifest: Manifest) -> PreTrainedModel:
     name = run.backbone.name
     if name == NANO:
         nano = untrained_nano(run, manifest)
-        model: PreTrainedModel = LlamaForCausalLM(nano.config)
+        model = LlamaForCausalLM(nano.config)
         model.model = nano
         model.tie_weights()
         return model
@@ -42,8 +44,9 @@ def language_model(run: Run, manifest: Manifest) -> PreTrainedModel:
 
 
 def objective(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """Next token for a decoder, masked tokens for an encoder. Raises `BackboneError` for an encoder without a mask token."""
-    vocab_size = model.get_input_embeddings().num_embeddings
+    """Next token for a decoder, masked tokens for an encoder. Raises `BackboneError` where there is no mask token."""
+    embeddings: Any = model.get_input_embeddings()
+    vocab_size: int = embeddings.num_embeddings
     if is_causal(model.config.get_text_config()):
         return Objective(vocab_size)
     if tokenizer.mask_token_id is None:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.fs as pafs
-from transformers import PreTrainedModel
+from transformers import LlamaModel, PreTrainedModel
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs, write_atomic
@@ -32,7 +32,7 @@ def starting_model(run: Run, prepared: str, manifest: Manifest, dtype: str = "fl
     if run.backbone.name != NANO:
         return load_model(run.backbone.name, dtype)
     if not run.backbone.pretrained:
-        return untrained_nano(run, manifest).to(dtype=DTYPES[dtype])
+        return untrained_nano(run, manifest).to(DTYPES[dtype])  # type: ignore[arg-type]
     folder = backbone_folder(run, prepared)
     if not is_complete(folder):
         raise BackboneError(
@@ -42,7 +42,7 @@ def starting_model(run: Run, prepared: str, manifest: Manifest, dtype: str = "fl
     return load_model(local_copy(folder), dtype)
 
 
-def untrained_nano(run: Run, manifest: Manifest) -> PreTrainedModel:
+def untrained_nano(run: Run, manifest: Manifest) -> LlamaModel:
     """`nano` with random weights by `run.seed`, for the tokenizer and the longest request of the prepared data."""
     part = run.backbone
     positions = max(manifest.max_position, run.pretrain.sequence_tokens)
@@ -75,7 +75,7 @@ def publish(local: Path, folder: str, record: dict[str, object]) -> None:
 
 
 def local_copy(folder: str) -> str:
-    """`folder` itself if it is local, else a temporary copy of its files, which lives as long as the machine's temp folder."""
+    """`folder` itself if it is local, else a copy of its files in the machine's temporary folder."""
     filesystem, root = open_fs(folder)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return root

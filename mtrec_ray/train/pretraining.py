@@ -93,7 +93,7 @@ class PretrainStep:
 
 
 class Pretrainer:
-    """One rank of the training; with several ranks a process group must exist. `model`: int64 [B, T] -> logits [B, T, V]."""
+    """One rank; with several a process group must exist. `model`: int64 [B, T] -> `.logits` [B, T, V]."""
 
     def __init__(
         self, model: nn.Module, objective: Objective, settings: Pretrain, seed: int, device: torch.device, bf16: bool
@@ -117,7 +117,8 @@ class Pretrainer:
         """All steps; each epoch joins the documents in another order."""
         num_steps, per_epoch = self.num_steps(corpus), self._steps_per_epoch(corpus)
         self.model.train()
-        epoch, sequences = -1, np.zeros((0, 1), dtype=np.int64)
+        epoch = -1
+        sequences: IntArray = np.zeros((0, 1), dtype=np.int64)
         for step in range(num_steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch

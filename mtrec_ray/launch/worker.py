@@ -1,0 +1,133 @@
+"""What runs on every worker of a training or evaluation job: the parts are put together here, and nowhere else."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.chunks import open_order
+from mtrec_ray.data.collate import Collator
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.order import Order
+from mtrec_ray.data.shards import load_manifest
+from mtrec_ray.data.stream import Step, StepStream
+from mtrec_ray.engine.base import Engine, build_engine
+from mtrec_ray.launch.jobs import use_threads
+from mtrec_ray.launch.relay import Relay
+from mtrec_ray.model.probe import choose_mode
+from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.registry import import_plugins
+from mtrec_ray.train import checkpoint
+from mtrec_ray.train.building import BackboneBuilder, reads_causally
+from mtrec_ray.train.context import RayContext
+from mtrec_ray.train.evaluation import score, users_of
+from mtrec_ray.train.scoring import predictions_table, write_predictions
+from mtrec_ray.train.worker import TrainingData, fit
+
+SCORED = ("valid", "test")
+
+
+def train_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: str) -> dict[str, Any]:
+    """Trains, then scores valid and test with the best weights. Rank 0 writes; its result is the run's summary."""
+    worker = _Worker(relay, run, prepared, run_folder, title)
+    train, valid = worker.stream("train"), worker.stream("valid")
+    data = TrainingData(worker.shown(train, "train"), valid, users_of(valid.order.shards))
+    fitted = fit(run, worker.manifest, data, worker.context, worker.build_backbone)
+    worker.predict(fitted.engine)
+    fitted.engine.close()
+    return {
+        "prepared": prepared,
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        "best_metric": fitted.best_metric,
+        "throughput": fitted.throughput,
+    }
+
+
+def score_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: str) -> None:
+    """Scores valid and test with the run's best checkpoint; rank 0 writes."""
+    worker = _Worker(relay, run, prepared, run_folder, title)
+    manifest, context = worker.manifest, worker.context
+    engine = build_engine(run, lambda: Recommender(worker.build_backbone(), manifest, run), context.device)
+    with tempfile.TemporaryDirectory() as folder:
+        best = checkpoint.read(checkpoint.fetch(f"{context.run_folder}/checkpoint", Path(folder) / "best"))
+    backbone: Any = engine.model.backbone
+    if backbone is not None:
+        choose_mode(backbone, run.backbone.packing)
+    checkpoint.load_weights(engine, best, None if backbone is None else backbone.checksum())
+    worker.predict(engine)
+    engine.close()
+
+
+class _Worker:
+    """One rank: its config, its streams, and whom it tells."""
+
+    def __init__(self, relay: Relay, run: Run, prepared: str, run_folder: str, title: str) -> None:
+        import_plugins(run.plugins)
+        use_threads(run.cluster)
+        self.run = run
+        self.prepared = prepared
+        self.relay = relay
+        self.title = title
+        self.context = _ShowingContext(run_folder, relay)
+        self.leads = self.context.world_rank == 0
+        self.manifest: Manifest = load_manifest(prepared)
+        self.build_backbone = BackboneBuilder(run, prepared, self.manifest)
+        self.collator = Collator(self.manifest, reads_causally(run))
+
+    def stream(self, split: str) -> StepStream:
+        import ray.train
+
+        source: Any = ray.train.get_dataset_shard(split)
+        order = open_order(self.prepared, source.settings)
+        return StepStream(order, self.context.world_rank, self.collator, source)
+
+    def shown(self, stream: StepStream, what: str) -> "StepStream | _Shown":
+        return _Shown(stream, self.relay, f"{self.title}{what}") if self.leads else stream
+
+    def predict(self, engine: Engine) -> None:
+        """All ranks score, rank 0 writes `predictions.parquet`."""
+        tables: dict[str, pa.Table] = {}
+        for split in SCORED:
+            stream = self.stream(split)
+            steps = self.shown(stream, f"score {split}").steps(0, stream.order.steps_per_epoch)
+            scores = score(engine, steps, self.manifest.tasks)
+            if scores is not None:
+                tables[split] = predictions_table(stream.order.shards, scores, self.manifest.tasks)
+        if self.leads:
+            write_predictions(self.context.run_folder, tables)
+
+
+class _ShowingContext(RayContext):
+    """Shows each validation's metric beside the progress."""
+
+    def __init__(self, run_folder: str, relay: Relay) -> None:
+        super().__init__(run_folder)
+        self._relay = relay
+
+    def report(self, metrics: Any, checkpoint: Path | None) -> None:
+        super().report(metrics, checkpoint)
+        if self.world_rank == 0:
+            self._relay.note(f"valid {metrics['metric']:.4f}")
+
+
+class _Shown:
+    """A stream whose steps are counted on a progress bar as they are done."""
+
+    def __init__(self, stream: StepStream, relay: Relay, what: str) -> None:
+        self._stream = stream
+        self._relay = relay
+        self._what = what
+
+    @property
+    def order(self) -> Order:
+        return self._stream.order
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        with self._relay.track(self._what, last - first, "steps") as bar:
+            for step in self._stream.steps(first, last):
+                bar.advance()  # before it is done: the last one is never asked to go on
+                yield step

@@ -1,0 +1,49 @@
+"""The backbone as a run asks for it: its weights, and which of them are trained."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.model.backbone import Backbone, is_causal, load_config
+from mtrec_ray.model.lora import add_lora, unfreeze
+from mtrec_ray.model.recommender import frozen_dtype
+from mtrec_ray.train.pretrained import NANO, NONE, starting_model
+
+
+def reads_causally(run: Run) -> bool:
+    """Whether batches are laid out for a decoder; known before any weight is loaded."""
+    if run.backbone.name in (NANO, NONE):
+        return True
+    return is_causal(load_config(run.backbone.name).get_text_config())
+
+
+@dataclass(frozen=True)
+class BackboneBuilder:
+    """Called by the engine, once or more; gives None for `backbone: none`."""
+
+    run: Run
+    prepared: str
+    manifest: Manifest
+
+    def __call__(self) -> nn.Module | None:
+        run = self.run
+        if run.backbone.name == NONE:
+            return None
+        model = starting_model(run, self.prepared, self.manifest, frozen_dtype(run))
+        backbone = Backbone(model, pooling=run.backbone.pooling, checkpointing=run.engine.activation_checkpointing)
+        if run.adapter.kind == "lora":
+            add_lora(
+                backbone.model,
+                rank=run.adapter.rank,
+                alpha=run.adapter.alpha,
+                dropout=run.adapter.dropout,
+                targets=run.adapter.targets,
+                top_layers=run.adapter.top_layers,
+                context=backbone.dropout,
+                seed=run.seed,
+            )
+        elif run.adapter.kind == "full":
+            unfreeze(backbone.model)
+        return backbone
