@@ -81,11 +81,16 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
         "backbone": backbone,
         "history": f"up to {run.history.max_events} events ({manifest.history_layout}){lag}",
         "split": f"by {run.split.by}: {shares}",
-        "side features": f"{len(manifest.numbers)} numbers, {len(manifest.categories)} categories, ids of "
+        "side features": f"{_count(len(manifest.numbers), 'number', 'numbers')}, "
+        f"{_count(len(manifest.categories), 'category', 'categories')}, ids of "
         f"{manifest.num_users - 1:,} users and {manifest.num_items - 1:,} items",
         "training": f"{run.train.epochs:g} epochs, {run.train.batch_requests} requests a step, "
-        f"{run.cluster.workers} worker{'s' if run.cluster.workers > 1 else ''}, {engine}, {run.engine.precision}",
+        f"{_count(run.cluster.workers, 'worker', 'workers')}, {engine}, {run.engine.precision}",
     }
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def task_section(
@@ -119,7 +124,8 @@ def _table(task: TaskEntry, split: dict[str, Any]) -> dict[str, Any]:
         "n": entry["n"],
         "users": entry["users"],
         "positives": entry.get("positives"),
-        "columns": [tables.metric_title(name) for name in names],
+        "main": tables.metric_title(names[0]),
+        "columns": [tables.column_title(name) for name in names],
         "rows": tables.comparison_rows(names, entry, others),
     }
 
@@ -180,8 +186,8 @@ def curves(log: TrainingLog, tasks: list[TaskEntry], pen: Pen) -> list[dict[str,
     for name in names:
         lines = {task.name: valid[f"{task.name}/{name}"] for task in tasks if f"{task.name}/{name}" in valid}
         if lines:
-            title = tables.metric_title(name)
-            caption = f"{title} on the validation rows at each evaluation; where it turns, the model begins to overfit."
+            title = tables.metric_title(name) + (f" of {next(iter(lines))}" if len(lines) == 1 else "")
+            caption = "At each evaluation, on the validation rows; where it turns for the worse, overfitting begins."
             found.append(pen.draw(figures.learning_curves(lines, title), f"Validation {title}", caption))
     return found
 

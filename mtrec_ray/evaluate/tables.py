@@ -53,6 +53,12 @@ def metric_title(name: str) -> str:
     return METRICS[name][0] if name in METRICS else name
 
 
+def column_title(name: str) -> str:
+    """The title with an arrow to where better is, if anywhere."""
+    arrow = {1: " ↑", -1: " ↓"}.get(metrics.DIRECTION.get(name, 0), "")
+    return metric_title(name) + arrow
+
+
 def baseline_title(name: str) -> str:
     return TITLES.get(name, name)
 
@@ -114,7 +120,10 @@ def _cell(name: str, entry: Entry, best: bool) -> Cell:
 
 
 def _interval(interval: Any, signed: bool = False) -> str:
-    return f"{number(interval[0], signed)} … {number(interval[1], signed)}" if interval else ""
+    """Empty where there is none, or where it is a point, as the AUC of a constant."""
+    if not interval or interval[0] == interval[1]:
+        return ""
+    return f"{number(interval[0], signed)} … {number(interval[1], signed)}"
 
 
 def _best(name: str, entries: list[Entry]) -> float | None:
