@@ -24,6 +24,7 @@ def parse_duration(value: Any) -> Any:
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Part(BaseModel):
@@ -203,7 +204,7 @@ class Features(Part):
     category_dim: Annotated[int, Field(ge=0)] = 8
     min_count: PositiveInt = 2
     """Ids with fewer train rows share the unknown row."""
-    id_dropout: Share = 0.1
+    id_dropout: Dropout = 0.1
     """Share of ids replaced by the unknown row in training, so that it is trained."""
     aggregates: list[str] | Literal["auto"] = "auto"
     """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`; `[]` = none."""
@@ -217,7 +218,7 @@ class Features(Part):
     """Width of the attention from the candidate's item to the items of its history; 0 = no such attention."""
     hidden: list[PositiveInt] = [128]
     """Layers of the network that reads the side features."""
-    dropout: Share = 0.1
+    dropout: Dropout = 0.1
 
 
 class Backbone(Part):
@@ -244,7 +245,7 @@ class Adapter(Part):
     kind: Literal["lora", "full", "frozen"] = "lora"
     rank: PositiveInt = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    dropout: Share = 0.0
+    dropout: Dropout = 0.0
     targets: str | list[str] = "all-linear"
     """Module names, or one regular expression over them, as PEFT's target_modules."""
     top_layers: PositiveInt | None = None
@@ -256,7 +257,7 @@ class Towers(Part):
 
     z_dim: PositiveInt = 128
     hidden: list[PositiveInt] = [64]
-    dropout: Share = 0.1
+    dropout: Dropout = 0.1
 
 
 class GroupRates(Part):

@@ -91,7 +91,7 @@ def make_request(number: int, seed: int = 0, tasks: int = len(TASKS)) -> dict[st
         "events": events,
         "event_tokens": rng.integers(1, 4, events),
         "event_item": rng.integers(0, ITEMS, events),
-        "event_feedback": np.where(rng.random((events, tasks)) < 0.5, np.nan, 1.0).astype(np.float32),
+        "event_feedback": np.where(rng.random((events, 3)) < 0.5, np.nan, 1.0).astype(np.float32)[:, :tasks],
         "candidate_tokens": rng.integers(1, 4, candidates),
         "candidate_events": np.sort(rng.integers(0, events + 1, candidates)),
         "tokens": rng.integers(0, VOCAB, 40),
@@ -149,13 +149,18 @@ def _tokens(requests: Sequence[dict[str, Any]], counts: np.ndarray) -> tuple[Req
 
 
 def make_steps(
-    count: int, ranks: int = 1, rank: int = 0, micro_steps: int = 1, requests: int = 8, **batch: Any
+    count: int,
+    ranks: int = 1,
+    rank: int = 0,
+    micro_steps: int = 1,
+    requests: int = 8,
+    tokens: bool = False,
+    tasks: int = len(TASKS),
 ) -> list[Step]:
     """`count` steps of `requests` requests each, dealt round robin to ranks and micro-steps."""
     steps = []
     for step in range(count):
-        numbers = range(step * requests, (step + 1) * requests)
-        mine = [n for n in numbers if n % ranks == rank]
-        dealt = [mine[m::micro_steps] for m in range(micro_steps)]
-        steps.append(Step(step, [make_batch([make_request(n) for n in part], **batch) for part in dealt]))
+        mine = [n for n in range(step * requests, (step + 1) * requests) if n % ranks == rank]
+        parts = [[make_request(n, tasks=tasks) for n in mine[m::micro_steps]] for m in range(micro_steps)]
+        steps.append(Step(step, [make_batch(part, tokens, tasks) for part in parts]))
     return steps

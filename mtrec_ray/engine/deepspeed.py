@@ -26,6 +26,7 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.engine.base import BuildModel, build_optimizer, scale_learning_rates, trained
 from mtrec_ray.errors import BackboneError
 from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.progress import verbose
 
 
 def deepspeed_config(run: Run) -> dict[str, Any]:
@@ -114,8 +115,8 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-        from deepspeed.zero import GatheredParameters
 
         for name, parameter in trained(self.model):
             value = values[name].to(self.device)
@@ -160,6 +161,7 @@ class DeepSpeedEngine:
                 key: value.clone() if key == "step" else torch.zeros_like(flat) for key, value in like.items()
             }
         if self.stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -197,9 +199,11 @@ class DeepSpeedEngine:
 
 
 def _import(device: torch.device) -> Any:
-    """deepspeed for this device, without its output."""
+    """deepspeed for this device; of its output errors remain, or with `--verbose` everything."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not verbose():
+        # A filter, for it sets the level of its logger itself.
+        logging.getLogger("DeepSpeed").addFilter(_errors_only)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -208,6 +212,10 @@ def _import(device: torch.device) -> Any:
     if device.type == "cpu":
         _without_compiled_ops(deepspeed)
     return deepspeed
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _without_compiled_ops(deepspeed: Any) -> None:

@@ -64,7 +64,9 @@ class IdTable(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         index = batch.user_index if self.name == "user" else batch.item_index
         key, uids = self.context.key, self.context.uids
-        if self.training and self.dropout and key is not None and uids is not None:
+        if self.training and self.dropout:
+            if key is None or uids is None:
+                raise ValueError(f"id dropout of the {self.name} table needs a DropoutKey in training")
             dropped = dropped_elements(uids, 1, key.salt(f"ids.{self.name}"), self.dropout)[:, 0]
             index = index.masked_fill(dropped, 0)
         vectors: Tensor = self.table(index)

@@ -14,8 +14,10 @@ from torch import nn
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine, build_engine
+from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.multitask.losses import Objective
+from mtrec_ray.progress import say
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import Context
 from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, score, task_metrics
@@ -76,6 +78,7 @@ def fit(
     weights = {name: task.weight for name, task in run.tasks.items()}
     metric = ChosenMetric(run.train.metric, manifest.tasks, weights)  # before the backbone is loaded: it may be wrong
     engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run), context.device)
+    _choose_packing(run, engine)
     fitting = _Fitting(run, manifest, data, context, engine, metric)
     fitting.resume()
     recipe = Recipe(
@@ -97,6 +100,15 @@ def fit(
             if fitting.stopping.stop:
                 break
     return fitting.finish()
+
+
+def _choose_packing(run: Run, engine: Engine) -> None:
+    """Packs requests if the loaded model allows it. Here and not earlier, for at ZeRO-3 the engine must hold the model."""
+    backbone: Any = engine.model.backbone
+    if backbone is not None:
+        found = choose_mode(backbone, run.backbone.packing)
+        if found.reason is not None and engine.world_rank == 0:
+            say(f"one sequence per candidate: {found.reason}")
 
 
 @dataclass

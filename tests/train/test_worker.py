@@ -1,0 +1,173 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mtrec_ray.config import Run
+from mtrec_ray.errors import ConfigError, UserError
+from mtrec_ray.train import checkpoint
+from mtrec_ray.train.context import LocalContext
+from mtrec_ray.train.worker import Fitted, TrainingData, fit
+from tests.batches import Step, make_batch, make_manifest, make_request, make_run
+from tests.training import distance, run_ranks, small_backbone
+
+PER_EPOCH = 4
+FAST = "train.learning_rate={adapters: 0.01, towers: 0.01, tables: 0.01}"
+
+
+class Source:
+    """An endless train split of `PER_EPOCH` steps, or a validation split of one; stops with an error if asked to."""
+
+    def __init__(self, valid: bool = False, fails_at: int | None = None) -> None:
+        self.order = SimpleNamespace(steps_per_epoch=1 if valid else PER_EPOCH)
+        self.valid, self.fails_at = valid, fails_at
+        self.rank, self.ranks = 0, 1
+        if torch.distributed.is_initialized():
+            self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        for index in range(first, last):
+            if index == self.fails_at:
+                raise ConnectionError("the node is gone")
+            numbers = range(1000, 1041) if self.valid else range(8 * (index % PER_EPOCH), 8 * (index % PER_EPOCH) + 8)
+            mine = [make_request(n) for n in numbers if n % self.ranks == self.rank]
+            yield Step(index, [make_batch(part, tokens=True) for part in (mine[:3], mine[3:])])
+
+
+def train(folder: Path, *overrides: str, fails_at: int | None = None) -> Fitted:
+    run = make_run(FAST, "train.epochs=3", "train.patience=null", "train.log_every=2", *overrides)
+    data = TrainingData(Source(fails_at=fails_at), Source(valid=True), lambda row_ids: row_ids // 500)
+    return fit(run, make_manifest(), data, LocalContext(folder), lambda: backbone(run))
+
+
+def backbone(run: Run) -> Any:
+    return None if run.backbone.name == "none" else small_backbone(run)
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder, "backbone=nano")
+
+
+def test_what_is_logged(whole: tuple[Path, Fitted]) -> None:
+    folder, fitted = whole
+    logged, valid = lines(folder, "train"), lines(folder, "valid")
+    assert [line["step"] for line in logged] == [2, 4, 6, 8, 10, 12]
+    assert [(line["step"], line["epoch"]) for line in valid] == [(4, 1.0), (8, 2.0), (12, 3.0)]
+    assert set(logged[0]) >= {"loss", "loss.like", "lr_scale", "grad_norm", "candidates_per_s", "ingest_wait_share"}
+    assert {"auc", "gauc", "logloss", "n"} <= set(valid[0]["tasks"]["like"])
+    assert valid[0]["metric"] == valid[0]["tasks"]["like"]["auc"]
+    assert fitted.steps == 12
+    assert fitted.throughput["candidates_per_s"] > 0
+    assert fitted.throughput["tokens_per_s"] > 0
+    assert 0 <= fitted.throughput["ingest_wait_share"] <= 1
+
+
+def test_the_best_weights_are_kept_and_loaded(whole: tuple[Path, Fitted]) -> None:
+    folder, fitted = whole
+    valid = lines(folder, "valid")
+    best = max(valid, key=lambda line: line["metric"])
+    assert (fitted.best_step, fitted.best_metric) == (best["step"], best["metric"])
+    kept = checkpoint.read(folder / "checkpoint")
+    assert kept.state.step == best["step"]
+    assert distance(fitted.engine.parameters(), kept.parameters) == 0
+
+
+@pytest.mark.parametrize("fails_at", [5, 8, 11])
+def test_killed_and_resumed_equals_never_stopped(whole: tuple[Path, Fitted], tmp_path: Path, fails_at: int) -> None:
+    folder, fitted = whole
+    with pytest.raises((ConnectionError, RuntimeError)):
+        train(tmp_path, "backbone=nano", fails_at=fails_at)
+    resumed = train(tmp_path, "backbone=nano")
+    assert distance(resumed.engine.parameters(), fitted.engine.parameters()) == 0
+    assert (resumed.best_step, resumed.best_metric) == (fitted.best_step, fitted.best_metric)
+    timeless = [
+        [{k: v for k, v in line.items() if "_s" not in k} for line in lines(f, "train")] for f in (folder, tmp_path)
+    ]
+    assert timeless[0] == timeless[1]
+    assert lines(folder, "valid") == lines(tmp_path, "valid")
+    last = [checkpoint.read(f / "latest") for f in (folder, tmp_path)]
+    assert distance(last[0].parameters, last[1].parameters) == 0
+    assert all(
+        torch.equal(last[0].optimizer[name][key], value)
+        for name, state in last[1].optimizer.items()
+        for key, value in state.items()
+    )
+
+
+def test_a_finished_run_is_not_trained_again(whole: tuple[Path, Fitted]) -> None:
+    folder, fitted = whole
+    before = (folder / "metrics.jsonl").read_text()
+    again = train(folder, "backbone=nano", fails_at=0)
+    assert (folder / "metrics.jsonl").read_text() == before
+    assert distance(again.engine.parameters(), fitted.engine.parameters()) == 0
+
+
+def test_patience_ends_the_run(tmp_path: Path) -> None:
+    fitted = train(tmp_path, "train.patience=2", "train.epochs=30", "train.decay=constant", "train.metric=kind/logloss")
+    assert fitted.steps == fitted.best_step + 2 * PER_EPOCH < 30 * PER_EPOCH
+    again = train(tmp_path, "train.patience=2", "train.epochs=30", "train.metric=kind/logloss", fails_at=fitted.steps)
+    assert again.steps == fitted.steps
+
+
+@pytest.mark.parametrize(
+    ("override", "steps", "evaluated"),
+    [
+        ("train.max_steps=5", 5, [4, 5]),
+        ("train.epochs=0.5", 2, [2]),
+        ("train.evaluations_per_epoch=2", 12, [2, 4, 6, 8, 10, 12]),
+    ],
+)
+def test_settings_of_when(tmp_path: Path, override: str, steps: int, evaluated: list[int]) -> None:
+    assert train(tmp_path, override).steps == steps
+    assert [line["step"] for line in lines(tmp_path, "valid")] == evaluated
+
+
+def test_the_metric_chooses(tmp_path: Path) -> None:
+    fitted = train(tmp_path, "train.metric=stars/rmse")
+    assert fitted.best_metric == -min(line["tasks"]["stars"]["rmse"] for line in lines(tmp_path, "valid"))
+
+
+def test_a_wrong_metric_fails_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.metric 'like/acu' is unknown\. Did you mean 'like/auc'"):
+        train(tmp_path, "train.metric=like/acu", "backbone=nano")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_config_is_refused(whole: tuple[Path, Fitted]) -> None:
+    with pytest.raises(UserError, match="does not fit this config"):
+        train(whole[0], "backbone=nano", "towers.z_dim=9")
+
+
+@pytest.mark.distributed
+def test_two_ranks_resume_at_zero_2_and_end_as_one_plain_rank(tmp_path: Path) -> None:
+    zero = ("backbone=nano", "engine.name=deepspeed", "engine.zero_stage=2", "train.epochs=2")
+    never_stopped, resumed = run_ranks(_fit_twice, 2, str(tmp_path), zero)[0]
+    plain = train(tmp_path / "plain", "backbone=nano", "train.epochs=2")
+    assert distance(resumed["parameters"], never_stopped["parameters"]) == 0
+    assert resumed["valid"] == never_stopped["valid"]
+    assert distance(resumed["parameters"], plain.engine.parameters()) < 1e-4
+    assert [v["metric"] for v in resumed["valid"]] == [v["metric"] for v in lines(tmp_path / "plain", "valid")]
+
+
+def _fit_twice(folder: str, overrides: tuple[str, ...]) -> list[dict[str, Any]]:
+    found = []
+    for name, fails_at in (("whole", None), ("stopped", 6)):
+        path = Path(folder) / name
+        if fails_at is not None:
+            with pytest.raises((ConnectionError, RuntimeError)):
+                train(path, *overrides, fails_at=fails_at)
+        fitted = train(path, *overrides)
+        found.append({"parameters": fitted.engine.parameters(), "valid": lines(path, "valid")})
+        fitted.engine.close()
+    return found

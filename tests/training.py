@@ -1,0 +1,108 @@
+"""Small models and engines, and what tests ask of them."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.engine.base import Engine, build_engine
+from mtrec_ray.model.backbone import DTYPES, Backbone
+from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.model.lora import add_lora, unfreeze
+from mtrec_ray.model.nano import build_nano
+from mtrec_ray.model.recommender import Recommender, frozen_dtype
+from mtrec_ray.multitask.losses import Objective, label_counts
+from mtrec_ray.train.loop import Recipe
+from tests.batches import VOCAB, Step, make_manifest
+
+CPU = torch.device("cpu")
+
+
+def small_model() -> Any:
+    return build_nano(VOCAB, 16, 2, 2, max_positions=64)
+
+
+def small_backbone(run: Run, model: Any = None) -> Backbone:
+    """A tiny decoder with LoRA (or unfrozen) as `run` has it; adapters are random, for zeros would hide mistakes."""
+    model = (small_model() if model is None else model).to(DTYPES[frozen_dtype(run)])
+    backbone = Backbone(model, checkpointing=run.engine.activation_checkpointing)
+    if run.adapter.kind == "full":
+        unfreeze(backbone.model)
+        return backbone
+    add_lora(backbone.model, rank=2, alpha=4, dropout=run.adapter.dropout, context=backbone.dropout)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return backbone
+
+
+def make_engine(run: Run, with_backbone: bool = False, manifest: Manifest | None = None) -> Engine:
+    manifest = manifest or make_manifest()
+    return build_engine(run, lambda: Recommender(small_backbone(run) if with_backbone else None, manifest, run), CPU)
+
+
+def make_objective(run: Run, manifest: Manifest | None = None) -> Objective:
+    tasks = (manifest or make_manifest()).tasks
+    return Objective(tasks, {task.name: run.tasks[task.name].weight for task in tasks})
+
+
+def make_recipe(run: Run, num_steps: int) -> Recipe:
+    return Recipe(make_objective(run), num_steps, run.train.warmup, run.train.decay, run.seed)
+
+
+def backward(engine: Engine, batches: Sequence[Batch], objective: Objective, step: int = 0) -> float:
+    """Forward and backward of one optimizer step, in the few lines that the loop must agree with; the loss."""
+    engine.model.train()
+    counts = engine.sum_over_ranks(torch.stack([label_counts(batch.labels) for batch in batches]).sum(0))
+    scales, total = objective.scales(counts), torch.zeros(1, dtype=torch.float64)
+    for m, batch in enumerate(batches, 1):
+        sums = objective.loss_sums(engine.forward(batch, DropoutKey(0, step)), batch.labels)
+        loss = objective.loss(sums, scales)
+        engine.backward(loss, last=m == len(batches))
+        total += loss.detach()
+    return float(engine.sum_over_ranks(total))
+
+
+def take_steps(engine: Engine, data: Sequence[Step], objective: Objective) -> list[dict[str, Tensor]]:
+    """The whole gradients of each step; the weights are moved on."""
+    gradients = []
+    for step in data:
+        backward(engine, step.batches, objective, step.plan)
+        gradients.append(engine.gradients())
+        engine.step(1.0)
+    return gradients
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Relative L2 distance over all tensors together; the names must be the same."""
+    assert found.keys() == expected.keys()
+    a, b = (torch.cat([values[name].double().flatten() for name in sorted(values)]) for values in (found, expected))
+    return float((a - b).norm() / b.norm())
+
+
+def run_ranks(worker: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """What `worker(*arguments)` returns on each rank of a gloo group of processes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(world_size, folder, worker, arguments), nprocs=world_size)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, folder: str, worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    try:
+        torch.save(worker(*arguments), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
