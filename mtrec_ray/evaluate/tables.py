@@ -121,9 +121,8 @@ def _cell(name: str, entry: Entry, best: bool) -> Cell:
 
 def _interval(interval: Any, signed: bool = False) -> str:
     """Empty where there is none, or where it is a point, as the AUC of a constant."""
-    if not interval or interval[0] == interval[1]:
-        return ""
-    return f"{number(interval[0], signed)} … {number(interval[1], signed)}"
+    low, high = (number(end, signed) for end in interval or (0, 0))
+    return f"{low} … {high}" if low != high else ""
 
 
 def _best(name: str, entries: list[Entry]) -> float | None:
