@@ -212,8 +212,8 @@ class Features(Part):
     """Statistics of items in train rows leave out the fold the user belongs to."""
     time: bool = True
     """Hour, weekday and gaps to the user's earlier events."""
-    number_dim: Annotated[int, Field(ge=0)] = 4
-    """Width of the piecewise-linear encoding of each number; 0 = standardised numbers only."""
+    number_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of a piecewise-linear encoding of each number, beside the standardised number; 0 = none."""
     history_dim: Annotated[int, Field(ge=0)] = 0
     """Width of the attention from the candidate's item to the items of its history; 0 = no such attention."""
     hidden: list[PositiveInt] = [128]
