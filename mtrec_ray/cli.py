@@ -121,7 +121,7 @@ def prepare(
     from mtrec_ray.launch.session import ray_session
 
     with ray_session(run.cluster):
-        print(prepare(run).folder)
+        print(prepare(run).path)
 
 
 @app.command()
@@ -193,19 +193,11 @@ def quickstart(overrides: Overrides = None, verbose: Verbose = False) -> None:
     run = _load(QUICKSTART, None, overrides, verbose)
     from mtrec_ray.data.prepare import prepare
     from mtrec_ray.data.sample import write_sample
-    from mtrec_ray.launch.evaluate import evaluate
-    from mtrec_ray.launch.pretrain import pretrain
-    from mtrec_ray.launch.session import ray_session
     from mtrec_ray.launch.train import train
 
     if not Path(SAMPLE_LOGS).exists():
         write_sample(SAMPLE_LOGS)
-    with ray_session(run.cluster):
-        prepare(run)
-        pretrain(run)
-        folder = train(run, overwrite=True)
-        evaluate(folder)
-    print(f"{folder}/report.html")
+    print(f"{train(run, overwrite=True)}/report.html")
 
 
 def main() -> None:
