@@ -103,7 +103,7 @@ def fit(
 
 
 def _choose_packing(run: Run, engine: Engine) -> None:
-    """Packs requests if the loaded model allows it. Here and not earlier, for at ZeRO-3 the engine must hold the model."""
+    """Packs requests if the loaded model allows it. Not earlier, for at ZeRO-3 only the engine can run the model."""
     backbone: Any = engine.model.backbone
     if backbone is not None:
         found = choose_mode(backbone, run.backbone.packing)
