@@ -148,5 +148,8 @@ def _cosine(factors: Array, past: Past, asked: Asked) -> Callable[[slice, slice]
 
 
 def _near(ours: Array, theirs: Array, scale: float) -> Callable[[slice, slice], Array]:
-    ours, theirs = (ours / scale).astype(np.float32), (theirs / scale).astype(np.float32)
-    return lambda c, e: np.nan_to_num(np.exp(-np.abs(ours[c, None] - theirs[None, e])))
+    def weights(c: slice, e: slice) -> Array:
+        distance = np.abs(ours[c, None] - theirs[None, e]) / scale  # large values (years) lose too much in float32
+        return np.nan_to_num(np.exp(-distance.astype(np.float32)))
+
+    return weights

@@ -13,14 +13,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Tally:
-    """K distinct keys and what was summed for each: `sums` is float64 [K, ...], its first number the rows."""
+    """K distinct keys and what was summed for each: float64 [K, m] or [K, folds, m], the first of m being the rows."""
 
     keys: list[str]
     sums: Array
 
     def rows(self) -> Array:
         """float64 [K] rows per key."""
-        return self.sums.reshape(len(self.keys), -1)[:, 0] if self.sums.ndim < 3 else self.sums[:, :, 0].sum(axis=1)
+        return self.sums[:, 0] if self.sums.ndim == 2 else self.sums[:, :, 0].sum(axis=1)
 
 
 def merge(parts: Sequence[Tally]) -> Tally:
