@@ -1,0 +1,93 @@
+"""The whole main job on generated logs: prepare, pretrain, train, evaluate, on one worker and on two."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec_ray.config import Run
+from mtrec_ray.config_file import load
+from mtrec_ray.data.prepared import load_prepared
+from mtrec_ray.data.sample import write_sample
+from mtrec_ray.errors import ConfigError
+from mtrec_ray.launch.evaluate import evaluate
+from mtrec_ray.launch.train import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SMALL = [
+    "backbone.width=16",
+    "backbone.layers=1",
+    "backbone.heads=2",
+    "backbone.vocab_size=400",
+    "pretrain.max_steps=3",
+    "train.max_steps=4",
+    "train.log_every=2",
+    "evaluate.bootstrap=0",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("main-job")
+    write_sample(folder / "logs", users=30, items=30, days=8)
+    return folder
+
+
+def config(place, root, name, **settings) -> Run:
+    paths = {
+        "data.logs": place / "logs/logs",
+        "data.items.path": place / "logs/items.parquet",
+        "data.prepared_dir": place / "prepared",
+        "cluster.storage": place / "runs",
+    }
+    overrides = [f"{key}={value}" for key, value in ({"name": name} | paths | settings).items()]
+    return load(root / "configs/quickstart.yaml", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def one(place, request):
+    run = config(place, request.config.rootpath, "one", **{"evaluate.baselines": "[constant, side_features]"})
+    return run, train(run)
+
+
+def scores(folder) -> dict[str, np.ndarray]:
+    table = pq.read_table(f"{folder}/predictions.parquet")
+    return {name: table[name].to_numpy() for name in table.column_names if name.startswith("score.")}
+
+
+def test_the_run_folder_holds_what_the_documentation_says(one):
+    run, folder = one
+    metrics = json.loads(Path(folder, "metrics.json").read_text())
+    manifest = load_prepared(run).manifest
+    table = pq.read_table(f"{folder}/predictions.parquet")
+    for split in ("valid", "test"):
+        candidates = sum(entry.candidates for entry in manifest.shards[split])
+        assert table["split"].to_pylist().count(split) == candidates
+        assert set(metrics["splits"][split]["tasks"]) == set(run.tasks)
+    assert set(metrics["baselines"]) == {"constant", "side_features"}
+    assert metrics["throughput"]["candidates_per_s"] > 0
+    assert "<html" in Path(folder, "report.html").read_text()
+
+
+def test_a_finished_run_is_not_trained_again(one):
+    run, _ = one
+    with pytest.raises(ConfigError, match="--overwrite"):
+        train(run)
+
+
+def test_scoring_again_gives_the_same_predictions(one):
+    _, folder = one
+    before = scores(folder)
+    assert evaluate(folder) == folder
+    for name, values in scores(folder).items():
+        np.testing.assert_allclose(values, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_two_workers_equal_one(place, root, one):
+    _, folder = one
+    settings = {"cluster.workers": 2, "evaluate.baselines": "[]"}
+    two = scores(train(config(place, root, "two", **settings)))
+    for name, values in scores(folder).items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-5)
