@@ -63,6 +63,12 @@ def test_a_task_without_labels_gives_zero_and_no_nan() -> None:
     assert all(value.abs().sum() == 0 for value in own)
 
 
+def test_a_task_without_labels_adds_zero_to_the_loss() -> None:
+    objective = Objective(TASKS[:2], {"like": 1.0, "stars": 1.0})
+    scales = objective.scales(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert objective.loss(torch.tensor([2.0, 0.0]), scales).item() == 2
+
+
 def test_a_step_without_any_label_gives_zero() -> None:
     batches = make_steps(1)[0].batches
     batches[0].labels[:] = NAN
