@@ -76,9 +76,9 @@ def shared_end(causal: bool = True) -> RequestLayout:
 
 
 def staircase() -> RequestLayout:
-    """Two requests whose candidates see different shares of their history, the first enough for several blocks."""
-    ends = [3 * i for i in range(15)]
-    return RequestLayout.from_lengths([44, 9], [[8 + i % 5 for i in range(15)], [2, 1, 3]], [ends, [9, 0, 4]])
+    """Two requests whose candidates see different shares of their history, the first needs several blocks."""
+    ends = [3 * i for i in range(22)]
+    return RequestLayout.from_lengths([64, 9], [[8 + i % 5 for i in range(22)], [2, 1, 3]], [ends, [9, 0, 4]])
 
 
 def token_ids(layout: RequestLayout, vocabulary: int = VOCABULARY) -> torch.Tensor:

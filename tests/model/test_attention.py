@@ -37,8 +37,11 @@ def compare(layout: RequestLayout, mask: torch.Tensor, window: int | None = None
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
+@pytest.mark.parametrize("small", [0, 256])
 @pytest.mark.parametrize("layout", [shared_end(), staircase(), shared_end(causal=False)], ids=["end", "stairs", "both"])
-def test_equals_sdpa_with_the_dense_mask(layout):
+def test_equals_sdpa_with_the_dense_mask(layout, small, monkeypatch):
+    monkeypatch.setattr(attention, "SMALL_REQUEST_TOKENS", small)
+    layout.cache.clear()
     assert compare(layout, layout.dense_mask()) < 1e-12
 
 
@@ -53,6 +56,7 @@ def test_equals_the_dense_mask_for_any_layout_and_block_size(data):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK_TOKENS", data.draw(st.integers(1, 12)))
+        patch.setattr(attention, "SMALL_REQUEST_TOKENS", data.draw(st.sampled_from([0, 10])))
         assert compare(layout, layout.dense_mask()) < 1e-12
 
 
@@ -60,13 +64,15 @@ def test_a_long_staircase_is_cut_into_blocks():
     layout = staircase()
     request_attention(nn.Module(), *qkv(layout), None, request_layout=layout)
     (plans,) = layout.cache.values()
-    assert [len(plan.blocks) for plan in plans] == [2, 1]
+    assert [(plan.history, len(plan.blocks)) for plan in plans] == [(64, 2), (0, 1)]
     first, second = plans[0].blocks
-    assert first.history < second.history == 42
+    assert first.history < second.history == 63
 
 
+@pytest.mark.parametrize("small", [0, 256])
 @pytest.mark.parametrize("window", [1, 5, 30])
-def test_a_sliding_window_is_cut_on_positions(window):
+def test_a_sliding_window_is_cut_on_positions(window, small, monkeypatch):
+    monkeypatch.setattr(attention, "SMALL_REQUEST_TOKENS", small)
     layout = staircase()
     position = layout.positions()
     near = position[:, None] - position[None, :] < window

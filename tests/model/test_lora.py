@@ -95,7 +95,7 @@ def test_targets_by_name_by_expression_and_by_layer():
 
 
 def test_gpt2_keeps_its_linear_weights_transposed():
-    backbone = with_lora(tiny("GPT2Config", n_positions=64, n_embd=32, n_layer=2, n_head=4)).eval()
+    backbone = with_lora(tiny("GPT2Config", max_position_embeddings=128, n_embd=32, n_layer=2, n_head=4)).eval()
     apart = outputs(backbone)
     merge(backbone.model)
     assert relative(outputs(backbone), apart) < 1e-5
