@@ -26,7 +26,7 @@ Qkv = tuple[torch.Tensor, ...]
 
 NAME = "mtrec_request"
 BLOCK_TOKENS = 96
-"""Least candidate tokens of a block of queries, unless the request has fewer. Measured on a CPU: 64 to 128 are alike and best."""
+"""Least candidate tokens of a block, unless the request has fewer. Measured on a CPU: 64 to 128 are alike and best."""
 SMALL_REQUEST_TOKENS = 256
 """Requests of at most so many tokens are computed in one call. Measured: a third faster at 62 tokens, 6 % at 248."""
 
