@@ -161,8 +161,8 @@ def test_zero_stages_equal_the_plain_engine(found, reference, stage: int) -> Non
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_zero_stages_equal_the_plain_engine_in_bf16(found, stage: int) -> None:
-    # Stage 3 rounds elsewhere: outputs and the gradient that enters the last layer are bit-equal, the one that leaves it
-    # differs by half a bfloat16 unit; both are equally far from float32, where the stages agree to 1e-7.
+    # Stage 3 rounds elsewhere: outputs and the gradient that enters the last layer are bit-equal, the one that leaves
+    # it differs by half a bfloat16 unit; both are equally far from float32, where the stages agree to 1e-7.
     expected, got = found["bf16 plain"], found[f"bf16 {stage}"]
     assert distance(got[0][0], expected[0][0]) < (1e-3 if stage == 3 else 1e-5)
     assert distance(got[1], expected[1]) < 1e-3
