@@ -31,7 +31,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, ray_cluster):
     folder = tmp_path_factory.mktemp("main-job")
-    write_sample(folder / "logs", users=30, items=30, days=8)
+    write_sample(str(folder / "logs"), users=30, items=30, days=8)
     return folder
 
 
