@@ -203,8 +203,8 @@ def _plan_request(
     first, last = np.searchsorted(layout.host["candidate_request"], [request, request + 1])
     lengths = layout.host["candidate_length"][first:last]
     ends = layout.host["candidate_end"][first:last]
-    seen = _history_mask(history, layout.causal, reach)
     if history + lengths.sum() <= SMALL_REQUEST_TOKENS:
+        seen = _history_mask(history, layout.causal, reach)
         allowed = _block_mask(lengths, ends, layout.causal, reach, history)
         unseen = np.zeros((history, allowed.shape[1] - history), dtype=np.bool_)
         mask = _additive(np.concatenate([np.concatenate([seen, unseen], axis=1), allowed]), dtype, device)
@@ -214,7 +214,10 @@ def _plan_request(
         allowed = _block_mask(lengths[a:b], ends[a:b], layout.causal, reach, int(ends[a:b].max()))
         tokens, keys = allowed.shape
         blocks.append(Block(tokens, keys - tokens, _additive(allowed, dtype, device)))
-    return RequestPlan(history, None if reach is None else _additive(seen, dtype, device), blocks)
+    if reach is None:
+        return RequestPlan(history, None, blocks)
+    seen = _history_mask(history, layout.causal, reach)
+    return RequestPlan(history, _additive(seen, dtype, device), blocks)
 
 
 def _history_mask(history: int, causal: bool, reach: int | None) -> BoolArray:
