@@ -236,3 +236,35 @@ def _prepare(folder, rows, by):
         split__by=by,
     )
     return prepare(run, serial_tasks)
+
+
+def test_a_train_row_is_given_no_statistics_that_its_own_label_entered():
+    run = config(tasks={"like": TASKS["like"]}, **{**SETTINGS, "backbone": {"name": "none"}})
+    rng = np.random.default_rng(4)
+    rows = [
+        {
+            "user": str(number % 10),
+            "item": "12345"[rng.integers(5)],
+            "time": float(number),
+            "like": int(rng.integers(2)),
+            "place": "abc"[rng.integers(3)],
+            "price": 1.0,
+        }
+        for number in range(100)
+    ]
+    last = len(rows) - 1
+    flipped = [*rows[:last], {**rows[last], "like": 1 - rows[last]["like"]}]
+
+    def numbers(rows, boundaries):
+        built = bucket(run, rows, boundaries)
+        fitted = fit([collect(built, run, TABLES, 10**6)], run, TABLES, with_factors=True)
+        tables = encode(built, run, TABLES, fitted, None, shared_end=False).requests.values()
+        found = {}
+        for request in (request for table in tables for request in table.to_pylist()):
+            features = np.reshape(request["numbers"], (len(request["row_id"]), -1))
+            found |= dict(zip(request["row_id"], np.nan_to_num(features, nan=-99), strict=True))
+        return found
+
+    ours, theirs = numbers(rows, NOBODY_VALID), numbers(flipped, NOBODY_VALID)
+    np.testing.assert_array_equal(ours[last], theirs[last])
+    assert any(not np.array_equal(ours[row_id], theirs[row_id]) for row_id in ours)
