@@ -196,7 +196,7 @@ def quickstart(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from mtrec_ray.launch.train import train
 
     if not Path(SAMPLE_LOGS).exists():
-        write_sample(SAMPLE_LOGS)
+        write_sample(SAMPLE_LOGS, users=700, items=300, days=20)
     print(f"{train(run, overwrite=True)}/report.html")
 
 

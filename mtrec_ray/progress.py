@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
-LINE_INTERVAL = 5.0
+LINE_INTERVAL = 10.0
 """Seconds between two plain lines of one step."""
 
 

@@ -1,5 +1,6 @@
 """One Ray Train job: the same function on every worker of `cluster`, with a process group."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -80,5 +81,5 @@ def _work(function: WorkerFunction, config: dict[str, Any]) -> Any:
 
 
 def use_threads(cluster: Cluster) -> None:
-    """As many threads as the worker has CPUs; more would fight with the other workers of the machine."""
-    torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
+    """As many threads as the worker has CPUs, begun ones included; more would fight with the machine's other workers."""
+    torch.set_num_threads(math.ceil(cluster.cpus_per_worker))
