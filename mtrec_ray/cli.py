@@ -94,7 +94,7 @@ def init(
     Example:
       mtrec init logs/*.parquet --items items.csv > run.yaml
     """
-    from mtrec_ray.data.inspect import propose_config
+    from mtrec_ray.data.inspection.inspect import propose_config
 
     text, assumptions = propose_config(logs, items, users)
     for assumption in assumptions:
@@ -191,7 +191,6 @@ def quickstart(overrides: Overrides = None, verbose: Verbose = False) -> None:
       mtrec quickstart --set train.epochs=1
     """
     run = _load(QUICKSTART, None, overrides, verbose)
-    from mtrec_ray.data.prepare import prepare
     from mtrec_ray.data.sample import write_sample
     from mtrec_ray.launch.train import train
 

@@ -18,20 +18,19 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.aggregates import declared
-from mtrec_ray.data.attributes import Tables, category_columns, read_tables
+from mtrec_ray.data.features.aggregates import declared
+from mtrec_ray.data.features.attributes import Tables, category_columns, read_tables
+from mtrec_ray.data.features.scalers import number_entries
 from mtrec_ray.data.filesystem import write_atomic
-from mtrec_ray.data.fingerprint import fingerprint
-from mtrec_ray.data.fit import MOST_INTERACTIONS, Collected, Fitted, fit
-from mtrec_ray.data.fitted_files import save_fitted
-from mtrec_ray.data.logs import check_log, find_files
+from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, Collected, Fitted, fit
+from mtrec_ray.data.fitting.fitted_files import save_fitted
+from mtrec_ray.data.fitting.tokenizer import has_shared_end, make_tokenizer
 from mtrec_ray.data.manifest import SPLITS, CategoryEntry, Manifest
-from mtrec_ray.data.parallel import MapTasks, ray_tasks
 from mtrec_ray.data.prepared import Prepared, Workplace, is_complete, load_prepared, prepared_path
-from mtrec_ray.data.scalers import number_entries
-from mtrec_ray.data.shuffle import FileCounts, ShuffleTask, check_shuffled, shuffle_file, write_quarantine
-from mtrec_ray.data.splits import Key, Locator, TimeSplit, explicit_boundaries, sizes
-from mtrec_ray.data.stages import (
+from mtrec_ray.data.preparing.fingerprint import fingerprint
+from mtrec_ray.data.preparing.parallel import MapTasks, ray_tasks
+from mtrec_ray.data.preparing.shuffle import FileCounts, ShuffleTask, check_shuffled, shuffle_file, write_quarantine
+from mtrec_ray.data.preparing.stages import (
     ROW_GROUP_REQUESTS,
     Counts,
     EncodeTask,
@@ -44,7 +43,8 @@ from mtrec_ray.data.stages import (
     count_seconds,
     encode_bucket,
 )
-from mtrec_ray.data.tokenizer import has_shared_end, make_tokenizer
+from mtrec_ray.data.reading.logs import check_log, find_files
+from mtrec_ray.data.requests.splits import Key, Locator, TimeSplit, explicit_boundaries, sizes
 from mtrec_ray.errors import DataError
 from mtrec_ray.progress import say
 

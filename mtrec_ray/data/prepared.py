@@ -9,9 +9,9 @@ import pyarrow.fs as pafs
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs, write_atomic
-from mtrec_ray.data.fingerprint import fingerprint
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.shards import load_manifest
+from mtrec_ray.data.preparing.fingerprint import fingerprint
+from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.errors import DataError
 
 

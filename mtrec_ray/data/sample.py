@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import open_atomic, open_fs, write_atomic
-from mtrec_ray.data.logs import ROW_BITS
+from mtrec_ray.data.reading.logs import ROW_BITS
 from mtrec_ray.errors import ConfigError, DataError
 
 _TOPICS = {

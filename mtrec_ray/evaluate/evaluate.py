@@ -11,7 +11,7 @@ from mtrec_ray import config_file
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs, write_atomic
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.shards import load_manifest
+from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.evaluate import baselines, report
 from mtrec_ray.evaluate.comparison import Comparison, Resampling, compare
 from mtrec_ray.evaluate.predictions import Rows, read_rows, read_scores

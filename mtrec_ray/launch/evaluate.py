@@ -1,6 +1,6 @@
 """`mtrec evaluate`: scores a run's valid and test rows again from its checkpoint, and rewrites metrics and report."""
 
-from mtrec_ray.data.shards import load_manifest
+from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate.evaluate import evaluate_run
 from mtrec_ray.launch.relay import relayed

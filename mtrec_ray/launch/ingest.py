@@ -12,9 +12,9 @@ from typing import Any
 from ray.train import DataConfig
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.chunks import RayChunks
 from mtrec_ray.data.manifest import SPLITS
-from mtrec_ray.data.order import OrderSettings
+from mtrec_ray.data.streaming.chunks import RayChunks
+from mtrec_ray.data.streaming.order import OrderSettings
 
 
 class OrderedIngest(DataConfig):

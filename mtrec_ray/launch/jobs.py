@@ -81,5 +81,5 @@ def _work(function: WorkerFunction, config: dict[str, Any]) -> Any:
 
 
 def use_threads(cluster: Cluster) -> None:
-    """As many threads as the worker has CPUs, begun ones included; more would fight with the machine's other workers."""
+    """As many threads as the worker has CPUs, rounded up; more would fight with the machine's other workers."""
     torch.set_num_threads(math.ceil(cluster.cpus_per_worker))

@@ -55,7 +55,7 @@ def _pretrain_worker(relay: Relay, run: Run, prepared: str, folder: str) -> dict
     import ray.train.torch
     from transformers import AutoTokenizer
 
-    from mtrec_ray.data.shards import load_manifest
+    from mtrec_ray.data.streaming.shards import load_manifest
     from mtrec_ray.train.language_model import language_model, load_corpus, objective, separator
     from mtrec_ray.train.pretraining import Pretrainer
 

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.chunks import open_order
-from mtrec_ray.data.collate import Collator
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.order import Order
-from mtrec_ray.data.shards import load_manifest
-from mtrec_ray.data.stream import Step, StepStream
+from mtrec_ray.data.streaming.chunks import open_order
+from mtrec_ray.data.streaming.collate import Collator
+from mtrec_ray.data.streaming.order import Order
+from mtrec_ray.data.streaming.shards import load_manifest
+from mtrec_ray.data.streaming.stream import Step, StepStream
 from mtrec_ray.engine.base import Engine, build_engine
 from mtrec_ray.launch.jobs import use_threads
 from mtrec_ray.launch.relay import Relay

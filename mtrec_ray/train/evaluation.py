@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mtrec_ray.data.manifest import TaskEntry
-from mtrec_ray.data.shards import Shards
+from mtrec_ray.data.streaming.shards import Shards
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.evaluate.metrics import DIRECTION, METRICS, measure

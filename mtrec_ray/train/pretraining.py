@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrec_ray.config import Pretrain
-from mtrec_ray.data.order import permutation
+from mtrec_ray.data.streaming.order import permutation
 from mtrec_ray.train.schedule import lr_scale
 
 HELD_OUT = 0.05

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from mtrec_ray.data.filesystem import open_fs, write_table_atomic
 from mtrec_ray.data.manifest import TaskEntry
-from mtrec_ray.data.shards import Shards
+from mtrec_ray.data.streaming.shards import Shards
 from mtrec_ray.evaluate.predictions import from_numpy
 from mtrec_ray.train.evaluation import Scores
 

@@ -5,9 +5,9 @@ from typing import Any
 import pyarrow as pa
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.bucket import Bucket, IdOrder, build_bucket
-from mtrec_ray.data.logs import event_schema
-from mtrec_ray.data.splits import Key, TimeSplit
+from mtrec_ray.data.reading.logs import event_schema
+from mtrec_ray.data.requests.bucket import Bucket, IdOrder, build_bucket
+from mtrec_ray.data.requests.splits import Key, TimeSplit
 
 SECOND = 1_000_000
 INTEGERS = IdOrder(users=True, items=True)

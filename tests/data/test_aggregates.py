@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from mtrec_ray.data.aggregates import Aggregate, compute, declared, feature_names, parse
-from mtrec_ray.data.running import Asked, Past
-from mtrec_ray.data.signals import Signal, event_signals, signals
-from mtrec_ray.data.statistics import Statistics
+from mtrec_ray.data.features.aggregates import Aggregate, compute, declared, feature_names, parse
+from mtrec_ray.data.features.running import Asked, Past
+from mtrec_ray.data.features.signals import Signal, event_signals, signals
+from mtrec_ray.data.features.statistics import Statistics
 from mtrec_ray.errors import ConfigError
 from tests.data.by_hand import SECOND, behaviours, bucket, config
 

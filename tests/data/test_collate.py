@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.data.chunks import open_order
-from mtrec_ray.data.collate import Collator
-from mtrec_ray.data.order import OrderSettings
+from mtrec_ray.data.streaming.chunks import open_order
+from mtrec_ray.data.streaming.collate import Collator
+from mtrec_ray.data.streaming.order import OrderSettings
 from mtrec_ray.errors import BackboneError
 from tests.fixtures import REQUEST_SCHEMA, write_prepared
 

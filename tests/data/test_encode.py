@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from mtrec_ray.data.attributes import Tables, read_tables
-from mtrec_ray.data.encode import encode
-from mtrec_ray.data.fit import collect, fit
-from mtrec_ray.data.side_features import number_names
-from mtrec_ray.data.splits import Key, TimeSplit
-from mtrec_ray.data.texts import feedback_words
-from mtrec_ray.data.tokenizer import make_tokenizer
+from mtrec_ray.data.features.attributes import Tables, read_tables
+from mtrec_ray.data.features.side_features import number_names
+from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.texts import feedback_words
+from mtrec_ray.data.fitting.tokenizer import make_tokenizer
+from mtrec_ray.data.preparing.encode import encode
+from mtrec_ray.data.requests.splits import Key, TimeSplit
 from tests.data.by_hand import ALL_TRAIN, SECOND, behaviours, bucket, config
 
 ITEMS = "item,title,genres,year\n7,red fox,a|b,1990\n8,blue whale,b,2000\n9,,,\n"

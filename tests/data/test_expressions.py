@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec_ray.data.expressions import columns_of, evaluate, text_columns_of
+from mtrec_ray.data.reading.expressions import columns_of, evaluate, text_columns_of
 from mtrec_ray.errors import ConfigError
 
 NAN = float("nan")

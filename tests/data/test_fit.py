@@ -2,14 +2,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrec_ray.data.attributes import Tables
+from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.features.statistics import Interactions, item_factors
 from mtrec_ray.data.filesystem import open_fs
-from mtrec_ray.data.fit import collect, fit
-from mtrec_ray.data.fitted_files import load_fitted, save_fitted
-from mtrec_ray.data.ids import fold_of
-from mtrec_ray.data.splits import Key, TimeSplit
-from mtrec_ray.data.statistics import Interactions, item_factors
-from mtrec_ray.data.tally import Tally, Vocabulary, merge
+from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.fitted_files import load_fitted, save_fitted
+from mtrec_ray.data.fitting.tally import Tally, Vocabulary, merge
+from mtrec_ray.data.requests.ids import fold_of
+from mtrec_ray.data.requests.splits import Key, TimeSplit
 from mtrec_ray.errors import DataError
 from tests.data.by_hand import SECOND, bucket, config
 

@@ -8,10 +8,10 @@ import pytest
 
 from mtrec_ray.config import Category, Number, Run
 from mtrec_ray.config_file import parse
-from mtrec_ray.data.inspect import propose_config
-from mtrec_ray.data.logs import check_log, find_files, read_events
+from mtrec_ray.data.inspection.inspect import propose_config
+from mtrec_ray.data.reading.logs import check_log, find_files, read_events
+from mtrec_ray.data.reading.tables import read_entities
 from mtrec_ray.data.sample import write_sample
-from mtrec_ray.data.tables import read_entities
 from mtrec_ray.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -12,7 +12,7 @@ import pytest
 
 from mtrec_ray.config import Run
 from mtrec_ray.config_file import validate
-from mtrec_ray.data.logs import Events, check_log, event_schema, find_files, read_events
+from mtrec_ray.data.reading.logs import Events, check_log, event_schema, find_files, read_events
 from mtrec_ray.errors import DataError
 
 HEADER = ["user", "item", "time", "shown", "click", "rating", "liked_at", "price", "tab", "note"]

@@ -9,14 +9,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.attributes import Tables
-from mtrec_ray.data.encode import encode
-from mtrec_ray.data.fit import collect, fit
-from mtrec_ray.data.parallel import serial_tasks
+from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
-from mtrec_ray.data.splits import Key, TimeSplit
-from mtrec_ray.data.tokenizer import make_tokenizer
+from mtrec_ray.data.preparing.encode import encode
+from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.requests.splits import Key, TimeSplit
 from tests.data.by_hand import behaviours, bucket, config
 
 TABLES = Tables(None, None)

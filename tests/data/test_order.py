@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrec_ray.data.chunks import open_order
-from mtrec_ray.data.order import Order, OrderSettings, StepPlan, permutation
+from mtrec_ray.data.streaming.chunks import open_order
+from mtrec_ray.data.streaming.order import Order, OrderSettings, StepPlan, permutation
 from tests.fixtures import write_prepared
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.fingerprint import fingerprint
 from mtrec_ray.data.manifest import SPLITS
-from mtrec_ray.data.parallel import serial_tasks
 from mtrec_ray.data.prepare import load_prepared, prepare
+from mtrec_ray.data.preparing.fingerprint import fingerprint
+from mtrec_ray.data.preparing.parallel import serial_tasks
 from mtrec_ray.errors import BackboneError, ConfigError, DataError
 from tests.data.by_hand import config
 

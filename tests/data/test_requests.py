@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.config import History
-from mtrec_ray.data.requests import find_candidates, find_events, history_ends, without_exposures
-from mtrec_ray.data.rows import from_table
-from mtrec_ray.data.splits import Key, TimeSplit
-from mtrec_ray.data.windows import anchor, windows
+from mtrec_ray.data.requests.requests import find_candidates, find_events, history_ends, without_exposures
+from mtrec_ray.data.requests.rows import from_table
+from mtrec_ray.data.requests.splits import Key, TimeSplit
+from mtrec_ray.data.requests.windows import anchor, windows
 from tests.data.by_hand import SECOND, behaviours, bucket, config, table
 
 

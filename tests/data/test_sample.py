@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mtrec_ray.config_file import load
-from mtrec_ray.data.logs import check_log, find_files, read_events
+from mtrec_ray.data.reading.logs import check_log, find_files, read_events
+from mtrec_ray.data.reading.tables import read_entities
 from mtrec_ray.data.sample import SampleSummary, write_sample
-from mtrec_ray.data.tables import read_entities
 from mtrec_ray.errors import ConfigError, DataError
 
 

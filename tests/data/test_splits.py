@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.config import Split
-from mtrec_ray.data.bucket import IdOrder, build_bucket, candidate_keys
-from mtrec_ray.data.logs import find_files, read_events
-from mtrec_ray.data.requests import find_candidates
-from mtrec_ray.data.rows import from_table
-from mtrec_ray.data.splits import Key, Locator, TimeSplit, explicit_boundaries, histogram, sizes, split_by_user
+from mtrec_ray.data.reading.logs import find_files, read_events
+from mtrec_ray.data.requests.bucket import IdOrder, build_bucket, candidate_keys
+from mtrec_ray.data.requests.requests import find_candidates
+from mtrec_ray.data.requests.rows import from_table
+from mtrec_ray.data.requests.splits import Key, Locator, TimeSplit, explicit_boundaries, histogram, sizes, split_by_user
 from mtrec_ray.errors import ConfigError
 from tests.data.by_hand import SECOND, bucket, config
 

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.data.chunks import NUMBER, LocalChunks, chunk_bounds, open_order, read_chunk
-from mtrec_ray.data.collate import Collator
-from mtrec_ray.data.order import OrderSettings
-from mtrec_ray.data.shards import load_manifest
-from mtrec_ray.data.stream import StepStream
+from mtrec_ray.data.streaming.chunks import NUMBER, LocalChunks, chunk_bounds, open_order, read_chunk
+from mtrec_ray.data.streaming.collate import Collator
+from mtrec_ray.data.streaming.order import OrderSettings
+from mtrec_ray.data.streaming.shards import load_manifest
+from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.errors import DataError
 from tests.fixtures import write_prepared
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.config import Table
-from mtrec_ray.data.tables import EntityTable, read_entities
+from mtrec_ray.data.reading.tables import EntityTable, read_entities
 from mtrec_ray.errors import ConfigError, DataError, UserError
 
 ITEMS: dict[str, list[Any]] = {

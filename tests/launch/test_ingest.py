@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from mtrec_ray.config import Cluster
-from mtrec_ray.data.chunks import LocalChunks, RayChunks, open_order
-from mtrec_ray.data.collate import Collator
-from mtrec_ray.data.order import OrderSettings
-from mtrec_ray.data.shards import load_manifest
-from mtrec_ray.data.stream import StepStream
+from mtrec_ray.data.streaming.chunks import LocalChunks, RayChunks, open_order
+from mtrec_ray.data.streaming.collate import Collator
+from mtrec_ray.data.streaming.order import OrderSettings
+from mtrec_ray.data.streaming.shards import load_manifest
+from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.errors import DataError
 from mtrec_ray.launch.ingest import OrderedIngest
 from mtrec_ray.launch.jobs import run_workers

@@ -8,9 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.requests import Candidates, Events, candidate_labels, find_candidates, find_events, history_ends
-from mtrec_ray.data.rows import NEVER, Rows, from_table
-from mtrec_ray.data.splits import TRAIN, Key, TimeSplit, known_until, split_by_time, split_by_user
+from mtrec_ray.data.requests.requests import (
+    Candidates,
+    Events,
+    candidate_labels,
+    find_candidates,
+    find_events,
+    history_ends,
+)
+from mtrec_ray.data.requests.rows import NEVER, Rows, from_table
+from mtrec_ray.data.requests.splits import TRAIN, Key, TimeSplit, known_until, split_by_time, split_by_user
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

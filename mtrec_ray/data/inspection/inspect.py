@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.compute as pc
 import yaml
 
-from mtrec_ray.data.cells import as_text, guess_unit
 from mtrec_ray.data.filesystem import is_url
-from mtrec_ray.data.formats import DataFile, column_names, find_shards
-from mtrec_ray.data.glimpse import Glimpse, named, plain
-from mtrec_ray.data.inspect_tables import describe_table, table_beside
+from mtrec_ray.data.inspection.glimpse import Glimpse, named, plain
+from mtrec_ray.data.inspection.inspect_tables import describe_table, table_beside
+from mtrec_ray.data.reading.cells import as_text, guess_unit
+from mtrec_ray.data.reading.formats import DataFile, column_names, find_shards
 from mtrec_ray.errors import DataError
 
 _NAMES = {

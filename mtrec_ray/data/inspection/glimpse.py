@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.data.cells import as_numbers, as_text
-from mtrec_ray.data.formats import DataFile, column_names, read_batches
+from mtrec_ray.data.reading.cells import as_numbers, as_text
+from mtrec_ray.data.reading.formats import DataFile, column_names, read_batches
 from mtrec_ray.errors import DataError
 
 SCAN_ROWS = 100_000

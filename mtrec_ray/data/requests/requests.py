@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.rows import NEVER, Rows
+from mtrec_ray.data.requests.rows import NEVER, Rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

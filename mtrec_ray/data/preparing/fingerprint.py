@@ -5,10 +5,10 @@ import json
 from typing import Any
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.aggregates import declared
+from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.filesystem import find
-from mtrec_ray.data.logs import find_files
 from mtrec_ray.data.manifest import FORMAT
+from mtrec_ray.data.reading.logs import find_files
 
 
 def fingerprint(run: Run) -> str:

@@ -21,11 +21,17 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.attributes import category_columns, number_columns
-from mtrec_ray.data.running import Asked, Past, running_features
-from mtrec_ray.data.signals import Signal
-from mtrec_ray.data.similarity import category_kernels, item_kernels, number_kernels, pooled_features, same_item_kernel
-from mtrec_ray.data.statistics import Statistics
+from mtrec_ray.data.features.attributes import category_columns, number_columns
+from mtrec_ray.data.features.running import Asked, Past, running_features
+from mtrec_ray.data.features.signals import Signal
+from mtrec_ray.data.features.similarity import (
+    category_kernels,
+    item_kernels,
+    number_kernels,
+    pooled_features,
+    same_item_kernel,
+)
+from mtrec_ray.data.features.statistics import Statistics
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.registry import suggest
 

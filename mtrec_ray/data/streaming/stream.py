@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.data.chunks import NUMBER, ChunkSource
-from mtrec_ray.data.collate import Collator
-from mtrec_ray.data.order import Order, StepPlan
+from mtrec_ray.data.streaming.chunks import NUMBER, ChunkSource
+from mtrec_ray.data.streaming.collate import Collator
+from mtrec_ray.data.streaming.order import Order, StepPlan
 
 _STEPS_AHEAD = 2
 

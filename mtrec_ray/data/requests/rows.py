@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.ids import order_keys
+from mtrec_ray.data.requests.ids import order_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

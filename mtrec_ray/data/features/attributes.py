@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mtrec_ray.config import Category, Number, Run
-from mtrec_ray.data.rows import Rows
-from mtrec_ray.data.tables import EntityTable, read_entities
-from mtrec_ray.data.tally import Vocabulary
+from mtrec_ray.data.fitting.tally import Vocabulary
+from mtrec_ray.data.reading.tables import EntityTable, read_entities
+from mtrec_ray.data.requests.rows import Rows
 from mtrec_ray.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]

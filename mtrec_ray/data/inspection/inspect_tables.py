@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mtrec_ray.data.filesystem import find, is_url
-from mtrec_ray.data.formats import EXTENSIONS, find_shards
-from mtrec_ray.data.glimpse import SCAN_ROWS, Glimpse, plain
+from mtrec_ray.data.inspection.glimpse import SCAN_ROWS, Glimpse, plain
+from mtrec_ray.data.reading.formats import EXTENSIONS, find_shards
 from mtrec_ray.errors import DataError
 
 _FEW = 200

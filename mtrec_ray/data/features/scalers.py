@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.features.side_features import Kind, number_names
 from mtrec_ray.data.manifest import NumberEntry
-from mtrec_ray.data.side_features import Kind, number_names
-from mtrec_ray.data.stages import Written
+from mtrec_ray.data.preparing.stages import Written
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtrec_ray.data.running import Asked, Past, base_residual
-from mtrec_ray.data.signals import Signal
-from mtrec_ray.data.statistics import Statistics
+from mtrec_ray.data.features.running import Asked, Past, base_residual
+from mtrec_ray.data.features.signals import Signal
+from mtrec_ray.data.features.statistics import Statistics
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.data.order import Order, OrderSettings
-from mtrec_ray.data.shards import Shards, load_manifest
+from mtrec_ray.data.streaming.order import Order, OrderSettings
+from mtrec_ray.data.streaming.shards import Shards, load_manifest
 
 NUMBER = "request_number"
 """Column added to the request rows: which request of the split the row is, from where it was read."""

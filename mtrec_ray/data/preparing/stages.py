@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.attributes import Tables
-from mtrec_ray.data.bucket import Bucket, IdOrder, build_bucket, candidate_keys, said_splits
-from mtrec_ray.data.encode import Encoded, encode
+from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.filesystem import write_atomic
-from mtrec_ray.data.fit import Collected, Fitted, collect
+from mtrec_ray.data.fitting.fit import Collected, Fitted, collect
 from mtrec_ray.data.manifest import SPLITS, ShardEntry
-from mtrec_ray.data.requests import find_candidates
-from mtrec_ray.data.rows import from_table
-from mtrec_ray.data.shuffle import read_bucket
-from mtrec_ray.data.splits import Key, TimeSplit, histogram
+from mtrec_ray.data.preparing.encode import Encoded, encode
+from mtrec_ray.data.preparing.shuffle import read_bucket
+from mtrec_ray.data.requests.bucket import Bucket, IdOrder, build_bucket, candidate_keys, said_splits
+from mtrec_ray.data.requests.requests import find_candidates
+from mtrec_ray.data.requests.rows import from_table
+from mtrec_ray.data.requests.splits import Key, TimeSplit, histogram
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.requests import Events
+from mtrec_ray.data.requests.requests import Events
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.signal import lfilter
 
-from mtrec_ray.data.signals import Signal
-from mtrec_ray.data.statistics import PRIOR_WEIGHT, Statistics
+from mtrec_ray.data.features.signals import Signal
+from mtrec_ray.data.features.statistics import PRIOR_WEIGHT, Statistics
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.config import Category, Table
-from mtrec_ray.data.cells import as_numbers, as_text
-from mtrec_ray.data.formats import BadRow, RawBatch, column_names, find_shards, read_batches
-from mtrec_ray.data.patterns import extract_numbers
+from mtrec_ray.data.reading.cells import as_numbers, as_text
+from mtrec_ray.data.reading.formats import BadRow, RawBatch, column_names, find_shards, read_batches
+from mtrec_ray.data.reading.patterns import extract_numbers
 from mtrec_ray.errors import ConfigError, DataError
 from mtrec_ray.registry import suggest
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mtrec_ray.data.shards import Shards
+from mtrec_ray.data.streaming.shards import Shards
 
 WINDOW_REQUESTS = 2048
 """Requests that are shuffled together; also about what one read task decodes."""

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from mtrec_ray.data.features.statistics import Statistics
 from mtrec_ray.data.filesystem import open_fs, write_atomic, write_table_atomic
-from mtrec_ray.data.fit import Fitted
+from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.tally import Vocabulary
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.statistics import Statistics
-from mtrec_ray.data.tally import Vocabulary
 
 _MAPS = ("categories", "factors", "scales")
 

@@ -11,10 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.config import Data, Run, Task
-from mtrec_ray.data import expressions
-from mtrec_ray.data.cells import Times, as_micros, as_numbers, as_text, guess_unit
-from mtrec_ray.data.formats import BATCH_ROWS, BadRow, DataFile, RawBatch, column_names, find_shards, read_batches
-from mtrec_ray.data.patterns import extract_numbers
+from mtrec_ray.data.reading import expressions
+from mtrec_ray.data.reading.cells import Times, as_micros, as_numbers, as_text, guess_unit
+from mtrec_ray.data.reading.formats import (
+    BATCH_ROWS,
+    BadRow,
+    DataFile,
+    RawBatch,
+    column_names,
+    find_shards,
+    read_batches,
+)
+from mtrec_ray.data.reading.patterns import extract_numbers
 from mtrec_ray.errors import DataError
 from mtrec_ray.registry import suggest
 

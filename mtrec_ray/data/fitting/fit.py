@@ -11,21 +11,28 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.attributes import Tables, category_columns, number_columns, read_cells, read_numbers, table_width
-from mtrec_ray.data.bucket import Bucket
-from mtrec_ray.data.ids import fold_of, stable_hash
-from mtrec_ray.data.manifest import SPLITS, TaskEntry
-from mtrec_ray.data.rows import NEVER
-from mtrec_ray.data.signals import label_signals, signals
-from mtrec_ray.data.statistics import (
+from mtrec_ray.data.features.attributes import (
+    Tables,
+    category_columns,
+    number_columns,
+    read_cells,
+    read_numbers,
+    table_width,
+)
+from mtrec_ray.data.features.signals import label_signals, signals
+from mtrec_ray.data.features.statistics import (
     Interactions,
     Statistics,
     category_statistics,
     item_factors,
     item_statistics,
 )
-from mtrec_ray.data.tally import Tally, Vocabulary, merge
-from mtrec_ray.data.texts import distinct_feedback
+from mtrec_ray.data.fitting.tally import Tally, Vocabulary, merge
+from mtrec_ray.data.fitting.texts import distinct_feedback
+from mtrec_ray.data.manifest import SPLITS, TaskEntry
+from mtrec_ray.data.requests.bucket import Bucket
+from mtrec_ray.data.requests.ids import fold_of, stable_hash
+from mtrec_ray.data.requests.rows import NEVER
 from mtrec_ray.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]

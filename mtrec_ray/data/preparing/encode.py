@@ -9,15 +9,15 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.attributes import Tables
-from mtrec_ray.data.bucket import Bucket, lag_us
-from mtrec_ray.data.fit import Fitted
+from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.features.side_features import candidate_categories, candidate_numbers, describe
+from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.texts import distinct_feedback, encode_texts, stand_in
 from mtrec_ray.data.manifest import SPLITS
-from mtrec_ray.data.ragged import Ragged, offsets_of, spans
-from mtrec_ray.data.requests import Events, history_ends, without_exposures
-from mtrec_ray.data.side_features import candidate_categories, candidate_numbers, describe
-from mtrec_ray.data.texts import distinct_feedback, encode_texts, stand_in
-from mtrec_ray.data.windows import windows
+from mtrec_ray.data.requests.bucket import Bucket, lag_us
+from mtrec_ray.data.requests.ragged import Ragged, offsets_of, spans
+from mtrec_ray.data.requests.requests import Events, history_ends, without_exposures
+from mtrec_ray.data.requests.windows import windows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

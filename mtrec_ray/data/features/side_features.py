@@ -6,14 +6,14 @@ from typing import Any, Literal
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.aggregates import Aggregate, compute, declared, feature_names
-from mtrec_ray.data.attributes import Tables, category_columns, number_columns, read_cells, read_numbers
-from mtrec_ray.data.bucket import Bucket, lag_us
-from mtrec_ray.data.fit import Fitted
-from mtrec_ray.data.ids import fold_of
-from mtrec_ray.data.rows import NEVER
-from mtrec_ray.data.running import Asked, Past
-from mtrec_ray.data.signals import Signal, event_signals, signals
+from mtrec_ray.data.features.aggregates import Aggregate, compute, declared, feature_names
+from mtrec_ray.data.features.attributes import Tables, category_columns, number_columns, read_cells, read_numbers
+from mtrec_ray.data.features.running import Asked, Past
+from mtrec_ray.data.features.signals import Signal, event_signals, signals
+from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.requests.bucket import Bucket, lag_us
+from mtrec_ray.data.requests.ids import fold_of
+from mtrec_ray.data.requests.rows import NEVER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Kind = Literal["number", "time", "aggregate"]

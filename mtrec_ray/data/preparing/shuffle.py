@@ -17,11 +17,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.bucket import IdOrder
 from mtrec_ray.data.filesystem import open_atomic
-from mtrec_ray.data.ids import all_integers, bucket_of
-from mtrec_ray.data.logs import QUARANTINE, LogFile, event_schema, read_events
-from mtrec_ray.data.tables import EntityTable
+from mtrec_ray.data.reading.logs import QUARANTINE, LogFile, event_schema, read_events
+from mtrec_ray.data.reading.tables import EntityTable
+from mtrec_ray.data.requests.bucket import IdOrder
+from mtrec_ray.data.requests.ids import all_integers, bucket_of
 from mtrec_ray.errors import DataError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.attributes import Tables
-from mtrec_ray.data.texts import tokenizer_texts
+from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.fitting.texts import tokenizer_texts
 from mtrec_ray.errors import BackboneError, ConfigError
 from mtrec_ray.model.backbone import is_causal, load_config
 from mtrec_ray.model.nano import train_tokenizer

@@ -1,0 +1,1 @@
+"""The numbers and categories of a candidate, each known strictly before its time."""

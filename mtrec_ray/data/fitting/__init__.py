@@ -1,0 +1,1 @@
+"""What is fitted, on train rows only: vocabularies, statistics, tokenizer."""

@@ -1,0 +1,1 @@
+"""Looking at logs before there is a config: what `mtrec init` proposes."""

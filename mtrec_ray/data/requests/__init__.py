@@ -1,0 +1,1 @@
+"""Canonical events -> candidates with split, labels and history end, in windows."""

@@ -1,0 +1,105 @@
+"""Hugging Face models by path, a decoder and an encoder, through every command on generated logs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+from mtrec_ray.config import Run
+from mtrec_ray.config_file import load
+from mtrec_ray.data.prepare import load_prepared
+from mtrec_ray.data.sample import write_sample
+from mtrec_ray.launch.evaluate import evaluate
+from mtrec_ray.launch.pretrain import pretrain
+from mtrec_ray.launch.train import train
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+DECODER = ROOT.parent / "shared" / "models" / "stories260k"
+SMALL = [
+    "history.max_events=8",
+    "history.event_tokens=10",
+    "history.candidate_tokens=10",
+    "adapter.rank=2",
+    "pretrain.max_steps=2",
+    "pretrain.sequence_tokens=32",
+    "pretrain.batch_tokens=512",
+    "train.max_steps=2",
+    "train.batch_requests=4",
+    "evaluate.bootstrap=0",
+    "evaluate.baselines=[constant]",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, ray_cluster):
+    folder = tmp_path_factory.mktemp("backbones")
+    write_sample(str(folder / "logs"), users=12, items=12, days=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Path:
+    if not DECODER.is_dir():
+        pytest.skip(f"needs the model in {DECODER}, which is not part of the project")
+    return DECODER
+
+
+@pytest.fixture(scope="module")
+def encoder(place) -> Path:
+    """A tiny BERT with random weights and a tokenizer that knows the letters."""
+    folder = place / "bert"
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (place / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(place / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=len(words), max_position_embeddings=128, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def config(place: Path, name: str, backbone: Path | str) -> Run:
+    settings = {
+        "name": name,
+        "backbone": f"{{name: {backbone}, packing: require}}",
+        "data.logs": place / "logs/logs",
+        "data.items.path": place / "logs/items.parquet",
+        "data.prepared_dir": place / "prepared",
+        "cluster.storage": place / "runs",
+    }
+    return load(ROOT / "configs/quickstart.yaml", [*(f"{key}={value}" for key, value in settings.items()), *SMALL])
+
+
+def scores(folder: str) -> dict[str, np.ndarray]:
+    table = pq.read_table(f"{folder}/predictions.parquet")
+    return {name: table[name].to_numpy() for name in table.column_names if name.startswith("score.")}
+
+
+def check(run: Run, layout: str) -> None:
+    """Pretrains from the published weights, trains from the result, and scores again."""
+    weights = pretrain(run)
+    record = json.loads(Path(weights, "pretrain.json").read_text())
+    assert record["loss_after"] < record["loss_before"]
+    tuned = run.model_copy(update={"name": run.name + "-tuned", "backbone": run.backbone.model_copy(update={"name": weights})})
+    for each in (run, tuned):
+        folder = train(each)
+        assert load_prepared(each).manifest.history_layout == layout
+        state = json.loads(Path(folder, "checkpoint/state.json").read_text())
+        assert state["backbone"] == each.backbone.name
+        before = scores(folder)
+        evaluate(folder)
+        for name, values in scores(folder).items():
+            np.testing.assert_allclose(values, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_decoder_is_trained_and_pretrained(place, decoder):
+    check(config(place, "decoder", decoder), "staircase")
+
+
+def test_an_encoder_is_trained_and_pretrained(place, encoder):
+    check(config(place, "encoder", encoder), "shared_end")
