@@ -174,6 +174,13 @@ def test_files_that_cannot_be_read(tmp_path):
         load(tmp_path / "latin1.yaml")
 
 
+def test_off_is_a_word_and_false_is_false():
+    run = parse(MINIMAL, ["backbone.packing=off", "history.exposures=false", "features.time=no"])
+    assert run.backbone.packing == "off"
+    assert (run.history.exposures, run.features.time) == (False, False)
+    assert parse(dump(run)) == run
+
+
 def test_numbers_with_an_exponent_are_numbers():
     assert parse(MINIMAL, ["towers.dropout=1e-3"]).towers.dropout == 0.001
 

@@ -54,6 +54,7 @@ def evaluate_run(run_dir: str, prepared: str, run: Run, extra: Mapping[str, str]
         "splits": splits,
         "baselines": splits.get("test", {}).get("baselines", {}),
         "notes": notes,
+        "training": {"notes": log.notes},
         "data": dict(manifest.counts) | {"quarantine": quarantine_reasons(prepared)},
         "throughput": log.throughput(),
     }

@@ -40,7 +40,7 @@ def render(
     names = {name for task in manifest.tasks for name in metric_names(task.kind)}
     return environment.get_template("report.html.j2").render(
         found=found,
-        facts=facts(run, manifest),
+        facts=facts(run, manifest) | ({"note": "; ".join(log.notes)} if log.notes else {}),
         split=first,
         tasks=[task_section(task, comparisons[first], found, first, pen) for task in manifest.tasks],
         others={split: _tables(manifest.tasks, found["splits"][split]) for split in comparisons if split != first},

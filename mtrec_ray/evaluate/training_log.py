@@ -1,7 +1,7 @@
-"""`metrics.jsonl` of a run: a line per log of training (`kind: train`) or of an evaluation (`kind: valid`)."""
+"""`metrics.jsonl` of a run: a line per log of training (`kind: train`), an evaluation (`valid`) or a `note`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ class TrainingLog:
 
     train: list[dict[str, Any]]
     valid: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of how it trained, each once: it is noted again after a restart."""
 
     def throughput(self) -> dict[str, float | None]:
         """Median of each speed over the later half of the train lines: the start is not its steady state."""
@@ -58,4 +60,5 @@ def read_log(path: str) -> TrainingLog:
                 raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
             lines[entry["kind"], entry["step"]] = entry
     ordered = sorted(lines.values(), key=lambda entry: entry["step"])
-    return TrainingLog(*([entry for entry in ordered if entry["kind"] == kind] for kind in ("train", "valid")))
+    train, valid, notes = ([entry for entry in ordered if entry["kind"] == kind] for kind in ("train", "valid", "note"))
+    return TrainingLog(train, valid, list(dict.fromkeys(entry["text"] for entry in notes)))

@@ -56,7 +56,9 @@ def score_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
         best = checkpoint.read(checkpoint.fetch(f"{context.run_folder}/checkpoint", Path(folder) / "best"))
     backbone: Any = engine.model.backbone
     if backbone is not None:
-        choose_mode(backbone, run.backbone.packing)
+        unpacked = choose_mode(backbone, run.backbone.packing).note
+        if unpacked is not None and worker.leads:
+            relay.say(unpacked)
     checkpoint.load_weights(engine, best, None if backbone is None else backbone.checksum())
     worker.predict(engine)
     engine.close()
@@ -105,7 +107,7 @@ class _ShowingContext(RayContext):
     """Shows each validation's metric beside the progress."""
 
     def __init__(self, run_folder: str, relay: Relay) -> None:
-        super().__init__(run_folder)
+        super().__init__(run_folder, relay.say)
         self._relay = relay
 
     def report(self, metrics: Any, checkpoint: Path | None) -> None:

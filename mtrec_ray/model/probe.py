@@ -32,12 +32,17 @@ class ProbeResult:
     reason: str | None
     """why requests are not packed"""
 
+    @property
+    def note(self) -> str | None:
+        """For the user, if requests are not packed."""
+        return None if self.reason is None else f"one sequence per candidate: {self.reason}"
+
 
 def choose_mode(backbone: Backbone, packing: Literal["auto", "require", "off"] = "auto") -> ProbeResult:
     """Sets `backbone.mode` by the `backbone.packing` setting and says what was found.
 
     `auto` packs if the probe finds no difference, else falls back to one sequence per candidate; the caller prints
-    `reason`. `require` raises `BackboneError` instead. Every rank must call it: it runs the model.
+    `note`. `require` raises `BackboneError` instead. Every rank must call it: it runs the model.
     """
     if packing == "off":
         backbone.mode = "separate"

@@ -1,13 +1,15 @@
 """Where a training worker runs: its rank, its device, its run folder, and whom it reports to."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+
+from mtrec_ray.progress import say
 
 
 class Context(Protocol):
@@ -25,6 +27,10 @@ class Context(Protocol):
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Hands over metrics and a checkpoint folder, which only rank 0 has. All ranks call it equally often."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line for whoever started the run, wherever that is."""
         ...
 
 
@@ -51,6 +57,9 @@ class LocalContext:
         if self.world_size > 1:
             dist.barrier()
 
+    def say(self, text: str) -> None:
+        say(text)
+
 
 class RayContext:
     """A worker of Ray Train v2, which has made the process group.
@@ -59,7 +68,8 @@ class RayContext:
     nothing else is reported; a restarted worker group finds the latest checkpoint by itself.
     """
 
-    def __init__(self, run_folder: str) -> None:
+    def __init__(self, run_folder: str, say: Callable[[str], None]) -> None:
+        """`say`: carries a line to the driver; a worker's own stderr is a log file that nobody looks at."""
         import ray.train
         import ray.train.torch
 
@@ -69,6 +79,7 @@ class RayContext:
         self.world_size = context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.run_folder = run_folder
+        self._say = say
 
     @contextmanager
     def restored(self) -> Iterator[Path | None]:
@@ -82,3 +93,6 @@ class RayContext:
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         made = None if checkpoint is None else self._train.Checkpoint.from_directory(str(checkpoint))
         self._train.report(dict(metrics), checkpoint=made)
+
+    def say(self, text: str) -> None:
+        self._say(text)

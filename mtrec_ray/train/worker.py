@@ -17,7 +17,6 @@ from mtrec_ray.engine.base import Engine, build_engine
 from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.multitask.losses import Objective
-from mtrec_ray.progress import say
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import Context
 from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, score, task_metrics
@@ -78,9 +77,11 @@ def fit(
     weights = {name: task.weight for name, task in run.tasks.items()}
     metric = ChosenMetric(run.train.metric, manifest.tasks, weights)  # before the backbone is loaded: it may be wrong
     engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run), context.device)
-    _choose_packing(run, engine)
+    unpacked = _choose_packing(run, engine)
     fitting = _Fitting(run, manifest, data, context, engine, metric)
     fitting.resume()
+    if unpacked is not None:
+        fitting.note(unpacked)
     recipe = Recipe(
         objective=Objective(manifest.tasks, weights),
         num_steps=fitting.num_steps,
@@ -102,13 +103,13 @@ def fit(
     return fitting.finish()
 
 
-def _choose_packing(run: Run, engine: Engine) -> None:
-    """Packs requests if the loaded model allows it. Not earlier, for at ZeRO-3 only the engine can run the model."""
+def _choose_packing(run: Run, engine: Engine) -> str | None:
+    """Packs requests if the loaded model allows it, else gives the reason.
+
+    Not earlier, for at ZeRO-3 only the engine can run the model.
+    """
     backbone: Any = engine.model.backbone
-    if backbone is not None:
-        found = choose_mode(backbone, run.backbone.packing)
-        if found.reason is not None and engine.world_rank == 0:
-            say(f"one sequence per candidate: {found.reason}")
+    return None if backbone is None else choose_mode(backbone, run.backbone.packing).note
 
 
 @dataclass
@@ -154,6 +155,12 @@ class _Fitting:
 
     def is_time_to_evaluate(self) -> bool:
         return self.is_time(self.interval)
+
+    def note(self, text: str) -> None:
+        """Tells the user now, and the reader of the report later."""
+        if self.lines is not None:
+            self.context.say(text)
+            self.lines.add(self._where("note") | {"text": text})
 
     def log(self) -> None:
         line = self.meter.flush()

@@ -17,6 +17,8 @@ from mtrec_ray.evaluate.evaluate import evaluate_run
 
 from .conftest import CONFIG, TASKS, write_log, write_predictions
 
+NOTE = "one sequence per candidate: BloomModel cannot be packed"
+
 
 @pytest.fixture(scope="module")
 def evaluated(prepared, world, tmp_path_factory):
@@ -25,6 +27,8 @@ def evaluated(prepared, world, tmp_path_factory):
     folder.mkdir()
     write_predictions(folder / "predictions.parquet", world)
     write_log(folder / "metrics.jsonl")
+    with (folder / "metrics.jsonl").open("a") as file:  # noted again after a restart
+        file.writelines(json.dumps({"kind": "note", "step": step, "text": NOTE}) + "\n" for step in (0, 20))
     run = config_file.parse(CONFIG, ["evaluate.bootstrap=50", "data.logs=a<b>&c.csv"])
     return folder, evaluate_run(str(folder), prepared[0], run)
 
@@ -44,9 +48,14 @@ def test_metrics_json_is_what_was_returned_and_holds_the_contract(evaluated, wor
     assert found["data"]["quarantine"] == {"no time": 2, "no user": 1}
     assert found["throughput"].keys() == {"candidates_per_s", "tokens_per_s", "ingest_wait_share"}
     assert found["throughput"]["tokens_per_s"] == 52_000
+    assert found["training"] == {"notes": [NOTE]}
     assert found["baselines"].keys() == {"constant", "running_rates", "gbdt"}
     assert found["baselines"]["gbdt"]["like"].keys() == like.keys() - {"difference"}
     assert found["splits"].keys() == {"valid", "test"}
+
+
+def test_the_page_tells_what_training_noted(page):
+    assert page.count(f"<dd>{NOTE}</dd>") == 1
 
 
 def test_anyone_can_recompute_the_figures_from_the_files(evaluated):

@@ -105,6 +105,13 @@ def test_killed_and_resumed_equals_never_stopped(whole: tuple[Path, Fitted], tmp
     )
 
 
+def test_what_is_not_packed_is_told_and_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, "backbone={name: nano, packing: off}", "train.max_steps=1")
+    text = "one sequence per candidate: backbone.packing is off"
+    assert capsys.readouterr().err == f"{text}\n"
+    assert lines(tmp_path, "note") == [{"kind": "note", "step": 0, "epoch": 0.0, "text": text}]
+
+
 def test_a_finished_run_is_not_trained_again(whole: tuple[Path, Fitted]) -> None:
     folder, fitted = whole
     before = (folder / "metrics.jsonl").read_text()
