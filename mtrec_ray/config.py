@@ -198,9 +198,10 @@ class Split(Part):
 class Features(Part):
     """Side features of each candidate, beside the language model's reading of the text."""
 
-    user_dim: Annotated[int, Field(ge=0)] = 16
-    """Width of the table of user ids; 0 = no such table."""
-    item_dim: Annotated[int, Field(ge=0)] = 16
+    user_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of the table of user ids; 0 = no such table. Off: beside the aggregates it did not pay (docs/LOG.md)."""
+    item_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of the table of item ids, likewise."""
     category_dim: Annotated[int, Field(ge=0)] = 8
     min_count: PositiveInt = 2
     """Ids with fewer train rows share the unknown row."""

@@ -38,7 +38,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, ray_cluster):
     folder = tmp_path_factory.mktemp("backbones")
-    write_sample(str(folder / "logs"), users=12, items=12, days=6)
+    write_sample(str(folder / "logs"), users=12, items=12, days=6, shards=2)
     return folder
 
 
@@ -85,7 +85,8 @@ def check(run: Run, layout: str) -> None:
     weights = pretrain(run)
     record = json.loads(Path(weights, "pretrain.json").read_text())
     assert record["loss_after"] < record["loss_before"]
-    tuned = run.model_copy(update={"name": run.name + "-tuned", "backbone": run.backbone.model_copy(update={"name": weights})})
+    name = run.name + "-tuned"
+    tuned = run.model_copy(update={"name": name, "backbone": run.backbone.model_copy(update={"name": weights})})
     for each in (run, tuned):
         folder = train(each)
         assert load_prepared(each).manifest.history_layout == layout
