@@ -39,5 +39,8 @@ format: $(STAMP)  ## Format and sort imports
 bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers
 	@$(BIN)/python benchmarks/$*.py
 
+study-%: $(STAMP)  ## Train a study's variants and seeds and print its table: make study-movielens_a (hours)
+	@$(BIN)/python benchmarks/study.py benchmarks/studies/$*.yaml
+
 clean:  ## Remove what runs and tests left behind; the logs and .venv stay
 	rm -rf runs prepared .pytest_cache .ruff_cache .mypy_cache .hypothesis build
