@@ -82,11 +82,19 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
         "history": f"up to {run.history.max_events} events ({manifest.history_layout}){lag}",
         "split": f"by {run.split.by}: {shares}",
         "side features": f"{_count(len(manifest.numbers), 'number', 'numbers')}, "
-        f"{_count(len(manifest.categories), 'category', 'categories')}, ids of "
-        f"{manifest.num_users - 1:,} users and {manifest.num_items - 1:,} items",
+        f"{_count(len(manifest.categories), 'category', 'categories')}{_ids(manifest, run)}",
         "training": f"{run.train.epochs:g} epochs, {run.train.batch_requests} requests a step, "
         f"{_count(run.cluster.workers, 'worker', 'workers')}, {engine}, {run.engine.precision}",
     }
+
+
+def _ids(manifest: Manifest, run: Run) -> str:
+    tables = {
+        "users": (run.features.user_dim, manifest.num_users),
+        "items": (run.features.item_dim, manifest.num_items),
+    }
+    used = [f"{rows - 1:,} {what}" for what, (width, rows) in tables.items() if width]
+    return f", ids of {' and '.join(used)}" if used else ""
 
 
 def _count(number: int, one: str, many: str) -> str:

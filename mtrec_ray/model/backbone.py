@@ -21,6 +21,7 @@ from mtrec_ray.model.layout import RequestLayout, SeparateBatch
 
 Mode = Literal["packed", "separate"]
 Pooling = Literal["last", "mean"]
+_UNUSED = "pooler"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -53,8 +54,8 @@ class Backbone(nn.Module):
         limit = getattr(config, "max_position_embeddings", None)
         self.max_positions: int | None = limit and limit - self._position_offset
         self._own_attention = config._attn_implementation
-        self._checksum = weights_checksum(model)
         _remove_unused(model)
+        self._checksum = weights_checksum(model)
         _disable_dropout(model)
         model.requires_grad_(False)
         if checkpointing:
@@ -195,8 +196,8 @@ class Backbone(nn.Module):
 def load_model(name: str, dtype: str = "float32") -> PreTrainedModel:
     """The model called `name` on the hub, or in the folder `name`, without its head, with the weights in `dtype`.
 
-    Raises `BackboneError` if there is no such folder or it holds no model, if the hub cannot be reached, and for
-    encoder-decoder models.
+    Raises `BackboneError` if there is no such folder or it holds no model or only a part of one, if the hub cannot be
+    reached, and for encoder-decoder models.
     """
     config = load_config(name)
     if config.is_encoder_decoder:
@@ -204,9 +205,18 @@ def load_model(name: str, dtype: str = "float32") -> PreTrainedModel:
             f"backbone.name: '{name}' is an encoder-decoder ({config.model_type}); choose a decoder or an encoder"
         )
     try:
-        model: PreTrainedModel = AutoModel.from_pretrained(name, config=config, dtype=DTYPES[dtype])
+        model: PreTrainedModel
+        model, report = AutoModel.from_pretrained(
+            _local(name), config=config, dtype=DTYPES[dtype], output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone.name: the weights of '{name}' cannot be loaded: {error}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
+    if missing:
+        raise BackboneError(
+            f"backbone.name: '{name}' lacks {len(missing)} weights of a {type(model).__name__} "
+            f"({', '.join(missing[:3])}); they would be random, and others on each worker. Give a whole model."
+        )
     return model
 
 
@@ -223,7 +233,7 @@ def load_config(name: str) -> PreTrainedConfig:
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise BackboneError(f"backbone.name: there is no folder '{name}'")
     try:
-        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name)
+        return AutoConfig.from_pretrained(_local(name))
     except OSError as error:
         raise BackboneError(
             f"backbone.name: '{name}' is neither a folder nor could it be fetched from the Hugging Face hub "
@@ -234,6 +244,12 @@ def load_config(name: str) -> PreTrainedConfig:
         raise BackboneError(
             f"backbone.name: transformers {transformers.__version__} does not know the model in '{name}': {error}"
         ) from error
+
+
+def _local(name: str) -> str:
+    """A folder with its ~ written out; a name on the hub as it is."""
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
@@ -280,9 +296,12 @@ def _position_offset(model: PreTrainedModel) -> int:
 
 
 def _remove_unused(model: PreTrainedModel) -> None:
-    """A pooler after the last layer would get adapters, or be trained, without ever getting a gradient."""
-    if isinstance(getattr(model, "pooler", None), nn.Module):
-        model._modules["pooler"] = None
+    """A pooler after the last layer would get adapters, or be trained, without ever getting a gradient.
+
+    Weights that were pretrained for masked tokens have none: it is random, and must not count in the checksum.
+    """
+    if isinstance(getattr(model, _UNUSED, None), nn.Module):
+        model._modules[_UNUSED] = None
 
 
 def _disable_dropout(model: PreTrainedModel) -> None:

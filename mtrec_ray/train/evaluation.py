@@ -65,6 +65,16 @@ def task_metrics(scores: Scores, tasks: Sequence[TaskEntry], users_of: UsersOf) 
     }
 
 
+def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """{task: {metric: value}} -> {`task/metric`: value}, as a line of `metrics.jsonl`; what is no number is left out."""
+    return {
+        f"{task}/{name}": value
+        for task, values in metrics.items()
+        for name, value in values.items()
+        if value is None or isinstance(value, int | float)
+    }
+
+
 class ChosenMetric:
     """`train.metric`: `auto`, or `task/metric`; higher is better once `value` has set the sign.
 

@@ -1,10 +1,12 @@
 """What pretraining starts from: a backbone with its language-model head, its special tokens, and the documents."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -38,7 +40,9 @@ def language_model(run: Run, manifest: Manifest) -> PreTrainedModel:
     config = load_config(name)
     auto = AutoModelForCausalLM if is_causal(config) else AutoModelForMaskedLM
     try:
-        return auto.from_pretrained(name, config=config, dtype="float32")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)  # a random head must be the same on every worker
+            return auto.from_pretrained(str(Path(name).expanduser()), config=config, dtype="float32")
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone.name: '{name}' cannot be pretrained: {error}") from error
 

@@ -44,7 +44,7 @@ class Meter:
             "loss": float(torch.stack([s.loss for s in steps]).mean()),
             "lr_scale": steps[-1].lr_scale,
             "grad_norm": float(steps[-1].grad_norm),
-            **{f"loss.{name}": mean for name, mean in zip(self._names, means, strict=True) if mean == mean},
+            **{f"loss/{name}": mean for name, mean in zip(self._names, means, strict=True) if mean == mean},
             **rates(work),
         }
 

@@ -124,7 +124,10 @@ class Pretrainer:
                 epoch = step // per_epoch
                 sequences = corpus.sequences(self.settings.sequence_tokens, seed=self.seed + 1 + epoch)
             first = step % per_epoch * self._batch
-            yield self._step(step, num_steps, torch.from_numpy(sequences[first : first + self._batch]))
+            with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]):
+                torch.manual_seed((self.seed * 1_000_003 + step) * self.world_size + self.rank)  # the model's dropouts
+                result = self._step(step, num_steps, torch.from_numpy(sequences[first : first + self._batch]))
+            yield result
 
     @torch.no_grad()
     def loss(self, corpus: Corpus) -> float:

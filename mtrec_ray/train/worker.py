@@ -19,7 +19,7 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.multitask.losses import Objective
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import Context
-from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, score, task_metrics
+from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, flat, score, task_metrics
 from mtrec_ray.train.loop import Recipe, StepData, training_steps
 from mtrec_ray.train.meters import Meter, MetricsLog, rates
 from mtrec_ray.train.stopping import Stopping
@@ -174,7 +174,7 @@ class _Fitting:
         value, tasks = self._validate()
         self.stopping = self.stopping.after(value, self.step)
         if self.lines is not None:
-            self.lines.add(self._where("valid") | {"metric": value, "tasks": tasks})
+            self.lines.add(self._where("valid") | {"metric": value} | flat(tasks))
         with tempfile.TemporaryDirectory(prefix="mtrec-") as parent:
             folder = Path(parent) / "checkpoint"
             checkpoint.save(self.engine, folder, self._state())

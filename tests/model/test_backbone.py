@@ -4,7 +4,7 @@ import sys
 import huggingface_hub.constants
 import pytest
 import torch
-from transformers import T5Config
+from transformers import BertConfig, BertForMaskedLM, T5Config
 
 from mtrec_ray.errors import BackboneError
 from mtrec_ray.model.backbone import Backbone, load_model
@@ -220,6 +220,21 @@ def test_a_folder_with_a_config_but_no_weights(tmp_path):
     make_model("nano").config.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"weights of .* cannot be loaded"):
         load_model(str(tmp_path))
+
+
+def test_a_model_without_all_its_weights_is_refused(tmp_path):
+    model = tiny("LlamaConfig")
+    weights = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(BackboneError, match=r"lacks 3 weights of a LlamaModel \(layers\.1\.mlp\.down_proj"):
+        load_model(str(tmp_path))
+
+
+def test_an_encoder_published_without_a_pooler_is_the_same_each_time(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=30, **sizes)).save_pretrained(tmp_path)
+    first, second = (Backbone(load_model(str(tmp_path))) for _ in range(2))
+    assert first.checksum() == second.checksum()
 
 
 def test_encoder_decoders_are_refused(tmp_path):

@@ -2,12 +2,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from mtrec_ray.config import Pretrain
 from mtrec_ray.model.nano import build_nano
+from mtrec_ray.train.language_model import language_model
 from mtrec_ray.train.pretraining import Corpus, Objective, Pretrainer
+from tests.batches import make_manifest, make_run
 
 VOCAB = 30
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
 
 
 def corpus(documents) -> Corpus:
@@ -119,4 +130,24 @@ def test_max_steps_ends_it():
 def test_the_same_seed_gives_the_same_weights():
     one, two = (trainer(max_steps=4) for _ in range(2))
     losses = [[step.loss for step in p.train(counting())] for p in (one, two)]
+    assert losses[0] == losses[1]
+
+
+def test_a_head_that_was_not_published_is_drawn_from_the_seed(tmp_path):
+    BertModel(BertConfig(**SIZES)).save_pretrained(tmp_path)
+    runs = [make_run(f"backbone={tmp_path}", f"seed={seed}") for seed in (1, 1, 2)]
+    heads = [language_model(run, make_manifest()).cls.predictions.transform.dense.weight for run in runs]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_an_encoders_dropouts_follow_the_seed(tmp_path):
+    losses = []
+    for state in (0, 1):
+        torch.manual_seed(3)
+        model = BertForMaskedLM(BertConfig(**SIZES))
+        torch.manual_seed(state)
+        settings = Pretrain(batch_tokens=64, sequence_tokens=16, max_steps=2)
+        pretrainer = Pretrainer(model, Objective(VOCAB, mask_id=4), settings, 0, torch.device("cpu"), bf16=False)
+        losses.append([step.loss for step in pretrainer.train(counting())])
     assert losses[0] == losses[1]

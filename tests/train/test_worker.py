@@ -64,9 +64,9 @@ def test_what_is_logged(whole: tuple[Path, Fitted]) -> None:
     logged, valid = lines(folder, "train"), lines(folder, "valid")
     assert [line["step"] for line in logged] == [2, 4, 6, 8, 10, 12]
     assert [(line["step"], line["epoch"]) for line in valid] == [(4, 1.0), (8, 2.0), (12, 3.0)]
-    assert set(logged[0]) >= {"loss", "loss.like", "lr_scale", "grad_norm", "candidates_per_s", "ingest_wait_share"}
-    assert {"auc", "gauc", "logloss", "n"} <= set(valid[0]["tasks"]["like"])
-    assert valid[0]["metric"] == valid[0]["tasks"]["like"]["auc"]
+    assert set(logged[0]) >= {"loss", "loss/like", "lr_scale", "grad_norm", "candidates_per_s", "ingest_wait_share"}
+    assert {"like/auc", "like/gauc", "like/logloss", "like/n"} <= set(valid[0])
+    assert valid[0]["metric"] == valid[0]["like/auc"]
     assert fitted.steps == 12
     assert fitted.throughput["candidates_per_s"] > 0
     assert fitted.throughput["tokens_per_s"] > 0
@@ -142,7 +142,7 @@ def test_settings_of_when(tmp_path: Path, override: str, steps: int, evaluated: 
 
 def test_the_metric_chooses(tmp_path: Path) -> None:
     fitted = train(tmp_path, "train.metric=stars/rmse")
-    assert fitted.best_metric == -min(line["tasks"]["stars"]["rmse"] for line in lines(tmp_path, "valid"))
+    assert fitted.best_metric == -min(line["stars/rmse"] for line in lines(tmp_path, "valid"))
 
 
 def test_a_wrong_metric_fails_before_anything_is_built(tmp_path: Path) -> None:

@@ -210,9 +210,10 @@ def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
     for t, (name, task) in enumerate(run.tasks.items()):
         count, total, squares = labels[t]
         if not count:
-            source = f"label: {task.label}" if task.event is None else f"event: {task.event}, value: {task.value}"
+            said = {key: getattr(task, key) for key in ("label", "observed", "event", "value")}
+            source = ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None)
             raise DataError(
-                f"tasks.{name}: all labels of the train split are missing ({source}, observed: {task.observed}). "
+                f"tasks.{name}: all labels of the train split are missing ({source}). "
                 "Correct the expression, move split boundaries so that train rows have labels, or remove the task."
             )
         classes = sum((part.classes[t] for part in parts), Counter())

@@ -124,7 +124,7 @@ def _explained(file: DataFile) -> Iterator[None]:
         raise DataError(
             f"'{file.path}' ({file.size} bytes) is not a complete {kind} file: "
             f"{' '.join(str(error).split())[:200].rstrip('.')}. Remedy: write it again, take it out of the config's "
-            "paths, or set `format` if it is of another kind."
+            "paths, or, for a log of another kind, set data.format."
         ) from error
 
 
@@ -138,7 +138,8 @@ def _typed(file: FoundFile, format: str, single: bool, what: str) -> DataFile | 
     if format == "auto":
         if known is None and single:
             raise DataError(
-                f"{what}: cannot tell the format of '{file.path}' from its name; set `format` to csv, jsonl or parquet."
+                f"{what}: cannot tell the format of '{file.path}' from its name. Let it end in .csv, .jsonl or .parquet, or, "
+                "for a log, set data.format."
             )
         chosen = known
     else:

@@ -85,7 +85,10 @@ def check_log(files: list[LogFile], run: Run) -> None:
     """
     _check_columns(files[0], run, column_names(files[0], BATCH_ROWS), sparse_ok=False)
     if not any(_has_rows(file) for file in files):
-        raise DataError(f"data.logs: the log is empty: no row in {len(files)} file(s), the first is '{files[0].path}'.")
+        raise DataError(
+            f"data.logs: the log is empty: no row in {len(files)} file(s), the first is '{files[0].path}'. "
+            "Give files with rows."
+        )
 
 
 def read_events(file: LogFile, index: int, run: Run) -> Iterator[Events]:
