@@ -66,7 +66,7 @@ def task_metrics(scores: Scores, tasks: Sequence[TaskEntry], users_of: UsersOf) 
 
 
 def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """{task: {metric: value}} -> {`task/metric`: value}, as a line of `metrics.jsonl`; what is no number is left out."""
+    """{task: {metric: value}} -> {`task/metric`: value}, as a line of `metrics.jsonl`; numbers only."""
     return {
         f"{task}/{name}": value
         for task, values in metrics.items()

@@ -138,8 +138,8 @@ def _typed(file: FoundFile, format: str, single: bool, what: str) -> DataFile | 
     if format == "auto":
         if known is None and single:
             raise DataError(
-                f"{what}: cannot tell the format of '{file.path}' from its name. Let it end in .csv, .jsonl or .parquet, or, "
-                "for a log, set data.format."
+                f"{what}: cannot tell the format of '{file.path}' from its name. Let it end in .csv, .jsonl or "
+                ".parquet, or, for a log, set data.format."
             )
         chosen = known
     else:
