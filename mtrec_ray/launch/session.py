@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import ray
 
 from mtrec_ray.config import Cluster
 from mtrec_ray.errors import ConfigError, UserError
-from mtrec_ray.progress import verbose
+from mtrec_ray.progress import say, verbose
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -26,6 +26,8 @@ _QUIET = {
 }
 _NOISY_LOGGERS = ("ray", "ray.train", "DeepSpeed", "transformers", "peft")
 _CONNECT_SECONDS = 10
+_READING_CPUS = 1
+"""Besides those of the workers: Ray Data reads for them in tasks of its own, and would wait for ever without."""
 
 
 @contextmanager
@@ -56,18 +58,37 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
 
 
 def check_resources(cluster: Cluster) -> None:
-    """Refuses a training job for which a local session can never have room; a cluster may still grow.
+    """Refuses a job for which a local session can never have room. A cluster may still grow, so there it only tells.
 
     Raises:
-        ConfigError: more GPUs asked than the machine has.
+        ConfigError: more GPUs or CPUs asked than the session has.
     """
-    asked = cluster.workers * cluster.gpus_per_worker
-    found = ray.cluster_resources().get("GPU", 0.0)
-    if asked > found and "RAY_ADDRESS" not in os.environ:
+    found = ray.cluster_resources()
+    short = [text for text in (_too_few_gpus(cluster, found), _too_few_cpus(cluster, found)) if text is not None]
+    if not short:
+        return
+    if "RAY_ADDRESS" not in os.environ:
         raise ConfigError(
-            f"cluster.workers × cluster.gpus_per_worker asks for {asked:g} GPUs, and this machine has {found:g}. "
-            "Submit the job to a cluster (`ray job submit`), or train here with --set cluster.gpus_per_worker=0."
+            f"{short[0]} Submit the job to a larger cluster (`ray job submit`), or lower what is asked for with --set."
         )
+    say(f"{short[0]} The job waits until the cluster has grown; if it cannot, stop it and lower what is asked for.")
+
+
+def _too_few_gpus(cluster: Cluster, found: Mapping[str, float]) -> str | None:
+    asked, there = cluster.workers * cluster.gpus_per_worker, found.get("GPU", 0.0)
+    if asked <= there:
+        return None
+    return f"cluster.workers × cluster.gpus_per_worker asks for {asked:g} GPUs, and there are {there:g}."
+
+
+def _too_few_cpus(cluster: Cluster, found: Mapping[str, float]) -> str | None:
+    asked, there = cluster.workers * cluster.cpus_per_worker, found.get("CPU", 0.0)
+    if asked + _READING_CPUS <= there:
+        return None
+    return (
+        f"cluster.workers × cluster.cpus_per_worker asks for {asked:g} CPUs, and reading the data for "
+        f"{_READING_CPUS} more, and there are {there:g}."
+    )
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
@@ -148,7 +169,7 @@ def _no_cluster(address: str, error: Exception) -> ConfigError:
 
 
 def _slots(cluster: Cluster) -> int:
-    return max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker) + 1)
+    return max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker) + _READING_CPUS)
 
 
 def _silence() -> None:

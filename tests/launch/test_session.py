@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -76,11 +77,23 @@ def test_a_defect_stays_what_it_is():
         raise ZeroDivisionError
 
 
-def test_more_gpus_than_the_machine_can_have_are_refused():
-    asked = int(ray.cluster_resources().get("GPU", 0)) + 1
-    with pytest.raises(ConfigError, match=f"asks for {asked} GPUs"):
-        check_resources(Cluster(workers=asked, gpus_per_worker=1))
-    check_resources(Cluster(workers=64))
+@pytest.mark.parametrize("kind", ["GPU", "CPU"])
+def test_more_workers_than_the_session_has_room_for_are_refused(kind, monkeypatch, capsys):
+    there = ray.cluster_resources().get(kind, 0)
+    asked = int(there) + 1
+    cluster = Cluster(workers=asked, gpus_per_worker=kind == "GPU")
+    with pytest.raises(ConfigError, match=rf"asks for {asked} {kind}s.* and there are {there:g}\. .*--set"):
+        check_resources(cluster)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    check_resources(cluster)
+    assert re.search(rf"asks for {asked} {kind}s.*The job waits until the cluster has grown", capsys.readouterr().err)
+
+
+def test_reading_the_data_needs_a_cpu_beside_the_workers():
+    there = int(ray.cluster_resources()["CPU"])
+    check_resources(Cluster(workers=there - 1))
+    with pytest.raises(ConfigError, match=f"asks for {there} CPUs, and reading the data for 1 more"):
+        check_resources(Cluster(workers=there))
 
 
 def test_a_cluster_that_does_not_answer_is_told():
