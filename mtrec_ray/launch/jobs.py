@@ -10,16 +10,22 @@ import torch
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from mtrec_ray.config import Cluster
+from mtrec_ray.config import Cluster, Run
 from mtrec_ray.data.filesystem import is_url
 from mtrec_ray.errors import UserError
 from mtrec_ray.launch.relay import Relay
 from mtrec_ray.launch.session import check_resources
+from mtrec_ray.model.backbone import locate
 
 
 def absolute(path: str) -> str:
     """The path as every process understands it: workers have another current directory than the driver."""
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+
+
+def located(run: Run) -> Run:
+    """The run with its backbone, if that is a folder, by absolute path."""
+    return run.model_copy(update={"backbone": run.backbone.model_copy(update={"name": locate(run.backbone.name)})})
 
 
 WorkerFunction = Callable[..., Any]

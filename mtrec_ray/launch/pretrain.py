@@ -7,7 +7,7 @@ from typing import Any
 
 from mtrec_ray.config import Run
 from mtrec_ray.errors import ConfigError
-from mtrec_ray.launch.jobs import absolute, run_workers, use_threads
+from mtrec_ray.launch.jobs import absolute, located, run_workers, use_threads
 from mtrec_ray.launch.relay import Relay, relayed
 from mtrec_ray.launch.session import ray_session
 from mtrec_ray.progress import Bar, say
@@ -25,6 +25,7 @@ def pretrain(run: Run) -> str:
 
     if run.backbone.name == pretrained.NONE:
         raise ConfigError("backbone.name is 'none': there is no language model to pretrain. Set backbone.name: nano.")
+    run = located(run)
     with ray_session(run.cluster):
         prepared = absolute(prepare(run).path)
         folder = pretrained.backbone_folder(run, prepared)

@@ -6,7 +6,7 @@ from typing import Any
 from mtrec_ray.config import Run
 from mtrec_ray.evaluate.evaluate import evaluate_run
 from mtrec_ray.launch.ingest import OrderedIngest, ordered_splits
-from mtrec_ray.launch.jobs import WorkerFunction, absolute, run_workers
+from mtrec_ray.launch.jobs import WorkerFunction, absolute, located, run_workers
 from mtrec_ray.launch.pretrain import pretrain_prepared
 from mtrec_ray.launch.relay import Relay, relayed
 from mtrec_ray.launch.runs import RAY_FOLDER, SUMMARY, RunFolder
@@ -26,7 +26,7 @@ def train(run: Run, overwrite: bool = False) -> str:
     """
     from mtrec_ray.data.prepare import prepare
 
-    folder = RunFolder.of(run)
+    run, folder = located(run), RunFolder.of(run)
     with ray_session(run.cluster):
         check_resources(run.cluster)
         folder.open(run, overwrite)

@@ -207,7 +207,7 @@ def load_model(name: str, dtype: str = "float32") -> PreTrainedModel:
     try:
         model: PreTrainedModel
         model, report = AutoModel.from_pretrained(
-            _local(name), config=config, dtype=DTYPES[dtype], output_loading_info=True
+            locate(name), config=config, dtype=DTYPES[dtype], output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone.name: the weights of '{name}' cannot be loaded: {error}") from error
@@ -233,7 +233,7 @@ def load_config(name: str) -> PreTrainedConfig:
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise BackboneError(f"backbone.name: there is no folder '{name}'")
     try:
-        return AutoConfig.from_pretrained(_local(name))
+        return AutoConfig.from_pretrained(locate(name))
     except OSError as error:
         raise BackboneError(
             f"backbone.name: '{name}' is neither a folder nor could it be fetched from the Hugging Face hub "
@@ -246,10 +246,11 @@ def load_config(name: str) -> PreTrainedConfig:
         ) from error
 
 
-def _local(name: str) -> str:
-    """A folder with its ~ written out; a name on the hub as it is."""
+def locate(name: str) -> str:
+    """A folder as every process understands it, whatever its current directory; any other name as it is."""
     folder = Path(name).expanduser()
-    return str(folder) if folder.is_dir() else name
+    built_in = name in ("none", "nano")
+    return str(folder.resolve()) if folder.is_dir() and not built_in else name
 
 
 def is_causal(config: PreTrainedConfig) -> bool:

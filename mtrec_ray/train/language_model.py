@@ -1,6 +1,5 @@
 """What pretraining starts from: a backbone with its language-model head, its special tokens, and the documents."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import BackboneError, DataError
-from mtrec_ray.model.backbone import is_causal, load_config
+from mtrec_ray.model.backbone import is_causal, load_config, locate
 from mtrec_ray.train.pretrained import NANO, untrained_nano
 from mtrec_ray.train.pretraining import Corpus, Objective
 
@@ -42,7 +41,7 @@ def language_model(run: Run, manifest: Manifest) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)  # a random head must be the same on every worker
-            return auto.from_pretrained(str(Path(name).expanduser()), config=config, dtype="float32")
+            return auto.from_pretrained(locate(name), config=config, dtype="float32")
     except (OSError, ValueError) as error:
         raise BackboneError(f"backbone.name: '{name}' cannot be pretrained: {error}") from error
 

@@ -9,6 +9,7 @@ from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.filesystem import find
 from mtrec_ray.data.manifest import FORMAT
 from mtrec_ray.data.reading.logs import find_files
+from mtrec_ray.model.backbone import locate
 
 
 def fingerprint(run: Run) -> str:
@@ -23,7 +24,7 @@ def fingerprint(run: Run) -> str:
 
 def settings(run: Run) -> dict[str, Any]:
     """The settings that prepared data depends on: no weights of tasks, nothing of the model but its tokenizer."""
-    backbone: dict[str, Any] = {"name": run.backbone.name}
+    backbone: dict[str, Any] = {"name": locate(run.backbone.name)}
     if run.backbone.name == "nano":
         backbone["vocab_size"] = run.backbone.vocab_size
     features = run.features.model_dump(mode="json", include={"min_count", "folds", "time"})
