@@ -8,7 +8,8 @@ the bare loop (model, loss, backward, AdamW; no clipping, no schedule, no logs) 
 in the same process, with a model of its own from the same first weights. Evaluations and checkpoints are left out.
 
 Two ratios, medians over turns: by wall clock, which on a busy machine is noisy, and by processor time, where the job
-pays for all threads of its process, also for what its collating thread does during the bare loop's turns.
+pays for all threads of its process: training, collating (also what it collates ahead during the bare loop's turns) and
+Ray's own. What Ray's other processes do shows in the wall clock only.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=8, help="measured turns of each side; one more warms up")
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps in a turn")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps in a turn")
     parser.add_argument("--batch-requests", type=int, default=4, help="requests in a step")
     parser.add_argument("--engine", choices=("deepspeed", "plain"), default="deepspeed")
     parser.add_argument("--json", type=Path, default=Path("stack.json"))
@@ -190,10 +191,11 @@ class TakingTurns:
                     wait = Spent(wait.wall + waited.wall, 0, wait.thread + waited.thread)
                     taken.append(step.batches)
                     yield step
-                job, start = Spent.now().since(start), Spent.now()
+                job, start, ahead = Spent.now().since(start), Spent.now(), self._clock.seconds["collate"]
                 for batches in taken:
                     self._bare.step(batches)
-                found.append(turn(taken, job, wait, Spent.now().since(start)))
+                bare, ahead = Spent.now().since(start), self._clock.seconds["collate"] - ahead
+                found.append(turn(taken, job, wait, bare, ahead))
                 if len(found) == 1:  # warmed up
                     check_equal(self._clock.first_loss, self._bare.first_loss)
                     self._clock.seconds.clear()
@@ -202,12 +204,12 @@ class TakingTurns:
         raise Enough({"turns": found[1:], "parts": parts})
 
 
-def turn(taken: list[list[Any]], job: Spent, wait: Spent, bare: Spent) -> dict[str, Any]:
-    beside = bare.process - bare.thread  # threads of the job that ran meanwhile
+def turn(taken: list[list[Any]], job: Spent, wait: Spent, bare: Spent, ahead: float) -> dict[str, Any]:
+    """What one turn of each side took; `ahead`: processor seconds of collating during the bare loop's turn."""
     return {
         "candidates": sum(batch.num_candidates for batches in taken for batch in batches),
         "tokens": sum(len(batch.ids) for batches in taken for batch in batches),
-        "job": {"wall": job.wall, "cpu": job.process + beside, "thread": job.thread},
+        "job": {"wall": job.wall, "cpu": job.process + ahead, "thread": job.thread},
         "wait": {"wall": wait.wall, "thread": wait.thread},
         "bare": {"wall": bare.wall, "cpu": bare.thread},
     }
@@ -235,7 +237,7 @@ def summary(measured: dict[str, Any], steps: int) -> dict[str, Any]:
     job["waiting for data"] = 1e3 * total("wait", "thread") / count
     job["the rest of the step"] = 1e3 * total("job", "thread") / count - sum(job.values())
     job["collate, in its thread"] = collate
-    job["other threads"] = 1e3 * (total("job", "cpu") - total("job", "thread")) / count - collate
+    job["Ray's threads"] = 1e3 * (total("job", "cpu") - total("job", "thread")) / count - collate
     bare["the rest of the step"] = 1e3 * total("bare", "cpu") / count - sum(bare.values())
     candidates = sum(turn["candidates"] for turn in turns)
     return {
