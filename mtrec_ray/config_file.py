@@ -37,10 +37,10 @@ _UniqueKeys.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
-# And it reads on, off, yes and no as truth values; here they are words, as in `packing: off`.
-_BOOL = "tag:yaml.org,2002:bool"
+# And it reads on, off, yes and no as truth values; here they are words, as in `packing: off`. Dates stay text.
+_BOOL, _DATE = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
 for _first, _resolvers in _UniqueKeys.yaml_implicit_resolvers.items():
-    _UniqueKeys.yaml_implicit_resolvers[_first] = [entry for entry in _resolvers if entry[0] != _BOOL]
+    _UniqueKeys.yaml_implicit_resolvers[_first] = [entry for entry in _resolvers if entry[0] not in (_BOOL, _DATE)]
 _UniqueKeys.add_implicit_resolver(_BOOL, re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 

@@ -15,11 +15,19 @@ from mtrec_ray.model.dropout import token_uids
 from mtrec_ray.model.layout import RequestLayout
 
 VOCAB, USERS, ITEMS = 60, 9, 13
+OBSERVED, POSITIVES = {"train": 100, "valid": 40, "test": 40}, {"train": 30, "valid": 12, "test": 12}
 TASKS = [
-    TaskEntry(name="like", kind="binary", observed={}, positives={}, mean=0.3, std=0.45),
-    TaskEntry(name="stars", kind="regression", observed={}, positives={}, mean=3.5, std=1.2),
+    TaskEntry(name="like", kind="binary", observed=OBSERVED, positives=POSITIVES, mean=0.3, std=0.45),
+    TaskEntry(name="stars", kind="regression", observed=OBSERVED, positives=POSITIVES, mean=3.5, std=1.2),
     TaskEntry(
-        name="kind", kind="multiclass", classes=3, observed={}, positives={}, mean=1, std=1, frequencies=[0.5, 0.3, 0.2]
+        name="kind",
+        kind="multiclass",
+        classes=3,
+        observed=OBSERVED,
+        positives=POSITIVES,
+        mean=1,
+        std=1,
+        frequencies=[0.5, 0.3, 0.2],
     ),
 ]
 OBSERVED = (0.9, 0.5, 0.25)

@@ -127,7 +127,7 @@ def _manifest(
     tasks: tuple[str, ...],
     documents: list[str],
 ) -> Manifest:
-    per_split = dict.fromkeys(entries, 10)
+    observed, positives = dict.fromkeys(entries, 10), dict.fromkeys(entries, 5)
     kinds = ["binary", *["regression"] * (len(tasks) - 1)]
     numbers = [
         NumberEntry(name=name, index=i, kind="number", mean=0, std=1, quantiles=[-1.0, 0.0, 1.0])
@@ -136,7 +136,7 @@ def _manifest(
     return Manifest(
         fingerprint="0" * 16,
         tasks=[
-            TaskEntry(name=name, kind=kind, observed=per_split, positives=per_split, mean=0.5, std=1.0)
+            TaskEntry(name=name, kind=kind, observed=observed, positives=positives, mean=0.5, std=1.0)
             for name, kind in zip(tasks, kinds, strict=True)
         ],
         categories=[

@@ -181,6 +181,12 @@ def test_off_is_a_word_and_false_is_false():
     assert parse(dump(run)) == run
 
 
+def test_dates_need_no_quotes():
+    run = parse(MINIMAL + "split: {train_until: 2025-03-01, valid_until: 2025-04-01 12:00:00}\n")
+    assert (run.split.train_until, run.split.valid_until) == ("2025-03-01", "2025-04-01 12:00:00")
+    assert parse(dump(run)) == run
+
+
 def test_numbers_with_an_exponent_are_numbers():
     assert parse(MINIMAL, ["towers.dropout=1e-3"]).towers.dropout == 0.001
 

@@ -13,6 +13,7 @@ from mtrec_ray.launch.runs import RAY_FOLDER, SUMMARY, RunFolder
 from mtrec_ray.launch.session import check_resources, ray_session
 from mtrec_ray.launch.worker import train_worker
 from mtrec_ray.train import pretrained
+from mtrec_ray.train.evaluation import chosen_metric
 
 SIDE_FEATURES = "side_features"
 """The baseline that is a training of its own, in a folder of that name below the run's."""
@@ -30,7 +31,9 @@ def train(run: Run, overwrite: bool = False) -> str:
     with ray_session(run.cluster):
         check_resources(run.cluster)
         folder.open(run, overwrite)
-        prepared = absolute(prepare(run).path)
+        data = prepare(run)
+        prepared = absolute(data.path)
+        chosen_metric(run, data.manifest)  # a wrong one is refused before anything is pretrained
         train_prepared(run, prepared, folder)
         evaluate_run(folder.path, prepared, run)
     return folder.path

@@ -95,6 +95,8 @@ class _Worker:
         tables: dict[str, pa.Table] = {}
         for split in SCORED:
             stream = self.stream(split)
+            if not stream.order.steps_per_epoch:
+                continue  # the split's boundaries may leave it empty
             steps = self.shown(stream, f"score {split}").steps(0, stream.order.steps_per_epoch)
             scores = score(engine, steps, self.manifest.tasks)
             if scores is not None:

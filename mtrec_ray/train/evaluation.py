@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mtrec_ray.data.manifest import TaskEntry
+from mtrec_ray.config import Run
+from mtrec_ray.data.manifest import Manifest, TaskEntry
 from mtrec_ray.data.streaming.shards import Shards
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.errors import ConfigError
@@ -87,6 +88,7 @@ class ChosenMetric:
 
     def __init__(self, name: str, tasks: Sequence[TaskEntry], weights: Mapping[str, float]) -> None:
         self.name = name
+        self._tasks = {t.name: t for t in tasks}
         if name == "auto":
             self._terms = _automatic(tasks, weights)
             return
@@ -97,16 +99,40 @@ class ChosenMetric:
             raise ConfigError(f"train.metric '{name}' is unknown.{suggest(name, ['auto', *known])}")
         self._terms = [(task, metric, _sign(kinds[task], metric))]
 
+    def check(self) -> None:
+        """Raises `ConfigError` where the labels of the validation split already tell that it will have no value."""
+        reasons = {f"{t}/{m}": _undefined(self._tasks[t], m) for t, m, _ in self._terms}
+        if None not in reasons.values():
+            raise self._without_value(f"{term}: {reason}" for term, reason in reasons.items())
+
     def value(self, metrics: Mapping[str, Mapping[str, Any]]) -> float:
         """Mean over the terms that are defined on these rows. Raises `ConfigError` if none is."""
         values = [sign * metrics[t][m] for t, m, sign in self._terms if metrics[t][m] is not None]
         if not values:
-            reasons = "; ".join(f"{t}/{m}: {metrics[t]['undefined'][m]}" for t, m, _ in self._terms)
-            raise ConfigError(
-                f"train.metric '{self.name}' has no value on the validation split ({reasons}). Choose another metric, "
-                "or a larger split.valid."
-            )
+            raise self._without_value(f"{t}/{m}: {metrics[t]['undefined'][m]}" for t, m, _ in self._terms)
         return float(np.mean(values))
+
+    def _without_value(self, reasons: Iterable[str]) -> ConfigError:
+        return ConfigError(
+            f"train.metric '{self.name}' has no value on the validation split ({'; '.join(reasons)}). Choose another "
+            "metric, or a larger split.valid."
+        )
+
+
+def chosen_metric(run: Run, manifest: Manifest) -> ChosenMetric:
+    """`train.metric` of a run on its data. Raises `ConfigError` if it is unknown or will have no value."""
+    metric = ChosenMetric(run.train.metric, manifest.tasks, {name: task.weight for name, task in run.tasks.items()})
+    metric.check()
+    return metric
+
+
+def _undefined(task: TaskEntry, metric: str) -> str | None:
+    observed, positives = task.observed["valid"], task.positives["valid"]
+    if not observed:
+        return "no observed label"
+    if metric in ("auc", "gauc") and positives in (0, observed):
+        return f"all {observed} observed labels are {'1' if positives else '0'}"
+    return None
 
 
 def users_of(shards: Shards) -> UsersOf:

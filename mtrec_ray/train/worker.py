@@ -19,7 +19,7 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.multitask.losses import Objective
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import Context
-from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, flat, score, task_metrics
+from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, chosen_metric, flat, score, task_metrics
 from mtrec_ray.train.loop import Recipe, StepData, training_steps
 from mtrec_ray.train.meters import Meter, MetricsLog, rates
 from mtrec_ray.train.stopping import Stopping
@@ -75,7 +75,7 @@ def fit(
         UserError: a metric that is unknown or undefined, a loss that is not finite, a checkpoint that does not fit.
     """
     weights = {name: task.weight for name, task in run.tasks.items()}
-    metric = ChosenMetric(run.train.metric, manifest.tasks, weights)  # before the backbone is loaded: it may be wrong
+    metric = chosen_metric(run, manifest)  # before the backbone is loaded: it may be wrong
     engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run), context.device)
     unpacked = _choose_packing(run, engine)
     fitting = _Fitting(run, manifest, data, context, engine, metric)

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from mtrec_ray.errors import ConfigError
-from mtrec_ray.train.evaluation import ChosenMetric, Scores, score, task_metrics
-from tests.batches import TASKS, make_run, make_steps
+from mtrec_ray.train.evaluation import ChosenMetric, Scores, chosen_metric, score, task_metrics
+from tests.batches import TASKS, make_manifest, make_run, make_steps
 from tests.training import make_engine
 
 WEIGHTS = {"like": 1.0, "stars": 1.0, "kind": 1.0}
@@ -85,3 +85,19 @@ def test_a_metric_without_a_value_says_why() -> None:
     undefined = {"like": {"auc": None, "undefined": {"auc": "labels of one class only"}}}
     with pytest.raises(ConfigError, match=r"like/auc: labels of one class only.*split\.valid"):
         ChosenMetric("auto", TASKS[:1], WEIGHTS).value(undefined)
+
+
+@pytest.mark.parametrize(
+    ("metric", "observed", "positives", "reason"),
+    [
+        ("auto", 0, 0, "like/auc: no observed label"),
+        ("like/gauc", 5, 5, "like/gauc: all 5 observed labels are 1"),
+        ("auto", 5, 0, "like/auc: all 5 observed labels are 0"),
+    ],
+)
+def test_a_metric_that_will_have_no_value_is_refused_at_once(metric, observed, positives, reason) -> None:
+    counts = {"observed": {"valid": observed}, "positives": {"valid": positives}}
+    manifest = make_manifest().model_copy(update={"tasks": [TASKS[0].model_copy(update=counts), *TASKS[1:]]})
+    with pytest.raises(ConfigError, match=rf"validation split \({reason}\)"):
+        chosen_metric(make_run(f"train.metric={metric}"), manifest)
+    assert chosen_metric(make_run("train.metric=stars/rmse"), manifest).name == "stars/rmse"
