@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaForCausalLM
 
 from mtrec_ray.config import Pretrain
+from mtrec_ray.model.backbone import load_model
 from mtrec_ray.model.nano import build_nano
-from mtrec_ray.train.language_model import language_model
+from mtrec_ray.train.language_model import language_model, objective
 from mtrec_ray.train.pretraining import Corpus, Objective, Pretrainer
 from tests.batches import make_manifest, make_run
+from tests.training import distance
 
 VOCAB = 30
 SIZES = {
@@ -151,3 +153,18 @@ def test_an_encoders_dropouts_follow_the_seed(tmp_path):
         pretrainer = Pretrainer(model, Objective(VOCAB, mask_id=4), settings, 0, torch.device("cpu"), bf16=False)
         losses.append([step.loss for step in pretrainer.train(counting())])
     assert losses[0] == losses[1]
+
+
+def test_a_published_decoder_is_trained_further_and_read_back_as_a_backbone(tmp_path):
+    LlamaForCausalLM(build_nano(VOCAB, 16, 1, 2).config).save_pretrained(tmp_path / "published")
+    run = make_run(f"backbone={tmp_path / 'published'}")
+    model = language_model(run, make_manifest())
+    settings = Pretrain(batch_tokens=64, sequence_tokens=16, max_steps=8, learning_rate=1e-2)
+    pretrainer = Pretrainer(model, objective(model, None), settings, 0, torch.device("cpu"), bf16=False)
+    before = pretrainer.loss(counting())
+    list(pretrainer.train(counting()))
+    assert pretrainer.loss(counting()) < before - 0.1
+    model.save_pretrained(tmp_path / "further")
+    published, further = (load_model(str(tmp_path / name)) for name in ("published", "further"))
+    assert distance(further.state_dict(), model.model.state_dict()) == 0
+    assert distance(further.state_dict(), published.state_dict()) > 0.01
