@@ -1,11 +1,11 @@
 """Candidates/s and peak memory against Hugging Face Trainer + PEFT, on the same logs, backbone and machine, in one run.
 
-    python benchmarks/peers.py [--sequences 400] [--json peers.json]
+    python benchmarks/peers.py [--sequences 240] [--json peers.json]
 
 The peer is what one would write with these libraries: AutoModel with PEFT LoRA, a linear head per task on the last
 token, masked multi-task loss, and Trainer with batches grouped by length; one sequence per candidate, which is what
 our candidate sees: the tokens of its history, then its own. Both sides read text alone, start from the same weights,
-adapt the same layers with the same rank, take about as many candidates in an optimizer step, in float32 on as many
+adapt the same layers with the same rank, and compute about as many tokens in an optimizer step, in float32 on as many
 threads. Each side runs in processes of its own and has the machine to itself in its turns, which alternate; the peer
 goes once over its sample of the train candidates. Loading, compiling and first steps are not timed.
 
@@ -64,10 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--sequences", type=int, default=400, help="train candidates that the peer goes over")
+    parser.add_argument("--sequences", type=int, default=240, help="train candidates that the peer goes over")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn")
     parser.add_argument("--batch-requests", type=int, default=4, help="our requests in an optimizer step")
-    parser.add_argument("--peer-batch", type=int, help="the peer's sequences in a step, instead of as many as ours")
+    parser.add_argument("--peer-batch", type=int, default=8, help="the peer's sequences in a step")
     parser.add_argument("--threads", type=int, default=1, help="of each side")
     parser.add_argument("--json", type=Path, default=Path("peers.json"))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # this script runs itself once for each
@@ -87,7 +87,7 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts both sides and lets them take turns until the peer has seen its sample."""
     with tempfile.TemporaryDirectory(prefix="mtrec-peers-") as folder:
-        batch = make_inputs(folder, arguments)
+        make_inputs(folder, arguments)
         with Listener(("localhost", 0), authkey=KEY) as listener:
             port = listener.address[1]
             with started(SIDES[0], folder, port) as ours, started(SIDES[1], folder, port) as peer:
@@ -100,7 +100,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine(),
         "threads": arguments.threads,
-        "peer_batch": batch,
+        "peer_batch": arguments.peer_batch,
         "sides": sides,
         "speedup_wall": sides[SIDES[0]]["candidates_per_s_wall"] / sides[SIDES[1]]["candidates_per_s_wall"],
         "speedup_cpu": sides[SIDES[0]]["candidates_per_s_cpu"] / sides[SIDES[1]]["candidates_per_s_cpu"],
@@ -108,8 +108,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_inputs(folder: str, arguments: argparse.Namespace) -> int:
-    """Logs, prepared data, config, backbone and the peer's settings in `folder`; gives the peer's batch size."""
+def make_inputs(folder: str, arguments: argparse.Namespace) -> None:
+    """Logs, prepared data, config, backbone and the peer's settings in `folder`."""
     from mtrec_ray.data.prepare import prepare
     from mtrec_ray.launch.session import ray_session
     from mtrec_ray.train.pretrained import untrained_nano
@@ -124,12 +124,8 @@ def make_inputs(folder: str, arguments: argparse.Namespace) -> int:
         prepared = prepare(run)
     Path(folder, "run.yaml").write_text(dump(run))
     untrained_nano(run, prepared.manifest).save_pretrained(f"{folder}/backbone")
-    train = prepared.manifest.shards["train"]
-    per_request = sum(entry.candidates for entry in train) / sum(entry.requests for entry in train)
-    batch: int = arguments.peer_batch or round(per_request * arguments.batch_requests)
-    side = {"prepared": prepared.path, "batch": batch, **vars(arguments)}
+    side = {"prepared": prepared.path, **vars(arguments)}
     Path(folder, "side.json").write_text(json.dumps(side, default=str))
-    return batch
 
 
 @contextmanager
@@ -426,7 +422,7 @@ def train_peer(folder: str, port: int) -> None:
 
     settings = TrainingArguments(
         output_dir=f"{folder}/trainer",
-        per_device_train_batch_size=side["batch"],
+        per_device_train_batch_size=side["peer_batch"],
         train_sampling_strategy="group_by_length",
         num_train_epochs=1,
         learning_rate=run.train.learning_rate.adapters,
