@@ -17,7 +17,7 @@ from mtrec_ray.train.schedule import Decay, lr_scale
 
 
 class StepData(Protocol):
-    """One optimizer step's data on one rank: `data.stream.Step`."""
+    """One optimizer step's data on one rank: `data.streaming.stream.Step`."""
 
     @property
     def plan(self) -> Any: ...

@@ -26,7 +26,7 @@ from mtrec_ray.train.stopping import Stopping
 
 
 class StepSource(Protocol):
-    """One rank's view of a split: `data.stream.StepStream`."""
+    """One rank's view of a split: `data.streaming.stream.StepStream`."""
 
     @property
     def order(self) -> Any:
