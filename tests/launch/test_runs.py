@@ -3,8 +3,9 @@ import pytest
 from mtrec_ray.config import Run
 from mtrec_ray.config_file import dump, override, validate
 from mtrec_ray.errors import ConfigError, DataError
-from mtrec_ray.launch.jobs import absolute
+from mtrec_ray.launch.jobs import absolute, located
 from mtrec_ray.launch.runs import CONFIG, REPORT, SUMMARY, RunFolder
+from tests.batches import make_run
 
 
 def config(folder, **changes) -> Run:
@@ -65,3 +66,11 @@ def test_paths_become_absolute_and_urls_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("runs") == str(tmp_path / "runs")
     assert absolute("s3://bucket/runs") == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize(("name", "found"), [("models/own", True), ("someone/model", False), ("nano", False)])
+def test_a_backbones_folder_is_named_so_that_every_process_finds_it(tmp_path, monkeypatch, name, found):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/own", "nano"):  # a folder called as a built-in is not meant
+        (tmp_path / folder).mkdir(parents=True)
+    assert located(make_run(f"backbone={name}")).backbone.name == (str(tmp_path / name) if found else name)
