@@ -139,7 +139,8 @@ def write_sample(
 ) -> SampleSummary:
     """Writes `logs/part-*.parquet` (one per range of days), `items.parquet`, `config.yaml` and `truth/part-*.parquet`.
 
-    The truth is kept apart from the logs: `row_id` as `data.reading.logs` numbers the rows, and `click`, the probability.
+    The truth is kept apart from the logs: `row_id` as `data.reading.logs` numbers the rows, and `click`, its
+    probability.
 
     Args:
         folder: local path or URL; logs that an earlier call wrote there are replaced.
