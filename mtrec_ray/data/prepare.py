@@ -2,7 +2,8 @@
 
     files    -> canonical events per bucket (a shuffle through files), quarantine
     buckets  -> counts of candidates, from which the split boundaries follow
-    buckets  -> sums over the train rows, from which everything fitted follows
+    buckets  -> sums over the train rows, from which everything fitted follows; what happened to items
+    items    -> how each candidate's item has done so far with all users (a second exchange through files)
     buckets  -> encoded shards, length sidecars, documents; last the manifest
 
 A task holds one batch of a file or one bucket in memory (`data.buckets` sets how much that is); the result is the same
@@ -28,6 +29,7 @@ from mtrec_ray.data.fitting.tokenizer import has_shared_end, make_tokenizer
 from mtrec_ray.data.manifest import SPLITS, CategoryEntry, Manifest
 from mtrec_ray.data.prepared import Prepared, Workplace, is_complete, load_prepared, prepared_path
 from mtrec_ray.data.preparing.fingerprint import fingerprint
+from mtrec_ray.data.preparing.item_pass import answer_items
 from mtrec_ray.data.preparing.parallel import MapTasks, ray_tasks
 from mtrec_ray.data.preparing.shuffle import FileCounts, ShuffleTask, check_shuffled, shuffle_file, write_quarantine
 from mtrec_ray.data.preparing.stages import (
@@ -95,10 +97,12 @@ class _Preparation:
         source, files, bad = self._shuffle(tables)
         counts = self.map_tasks(count_bucket, buckets, source, "Counting candidates", "buckets")
         boundaries = self._boundaries(counts, source)
-        most = MOST_INTERACTIONS // run.data.buckets
-        collected = self.map_tasks(
-            collect_bucket, buckets, FitTask(source, tables, boundaries, most), "Collecting statistics", "buckets"
-        )
+        most, items_run = MOST_INTERACTIONS // run.data.buckets, any(a.kind == "running" for a in aggregates)
+        fit_task = FitTask(source, tables, boundaries, most, items_run)
+        collected = self.map_tasks(collect_bucket, buckets, fit_task, "Collecting statistics", "buckets")
+        if items_run:
+            place = (source.fs, source.work, run.data.buckets)
+            self.map_tasks(answer_items, buckets, place, "Following items", "buckets")
         parts = [part for part, _ in collected]
         with_factors = any(a.kind == "~" and a.of == "item" for a in aggregates)
         fitted = fit(parts, run, tables, with_factors)
@@ -106,7 +110,9 @@ class _Preparation:
         save_fitted(self.place.fs, f"{self.place.out}/fitted", fitted)
         train_rows = sum(part.users.rows().sum() for part in parts)
         below = min(2**64 - 1, int(2**64 * _SCALER_ROWS / train_rows))
-        task = EncodeTask(source, self.place.out, tables, boundaries, fitted, tokenizer, self.shared_end, below)
+        task = EncodeTask(
+            source, self.place.out, tables, boundaries, fitted, tokenizer, self.shared_end, items_run, below
+        )
         written = self.map_tasks(encode_bucket, buckets, task, "Encoding requests", "buckets")
         items = len(set().union(*(items for _, items in collected)))
         return self._manifest(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.data.features.aggregates import Aggregate, compute, declared, feature_names, parse
+from mtrec_ray.data.features.item_past import past_width
 from mtrec_ray.data.features.running import Asked, Past
 from mtrec_ray.data.features.signals import Signal, event_signals, signals
 from mtrec_ray.data.features.statistics import Statistics
@@ -51,9 +52,9 @@ def past_and_asked():
     asked_item = RNG.integers(0, ITEM_ROWS, 12)
     asked_time = np.sort(RNG.integers(0, 25_000, 12)) * SECOND
     end = np.searchsorted(time, asked_time, side="left")
-    return past, Asked(
-        asked_time, end, asked_item, asked_item, 0, {"genres": genres[asked_item]}, {"year": year[asked_item]}
-    )
+    categories, numbers = {"genres": genres[asked_item]}, {"year": year[asked_item]}
+    item_past = RNG.uniform(size=(12, past_width(2)))
+    return past, Asked(asked_time, end, asked_item, asked_item, 0, categories, numbers, item_past)
 
 
 @pytest.fixture(name="user")
@@ -148,13 +149,21 @@ def test_the_same_item_and_shared_categories_by_their_definition(user):
 def test_names_are_those_of_the_features_and_auto_takes_what_there_is(user):
     run = config(data__items=ITEMS, tasks=TASKS)
     auto = declared(run)
-    assert [a.name for a in auto] == ["user", "item", "genres", "user ~ item", "user ~ genres", "user ~ year"]
+    assert [a.name for a in auto] == [
+        "user",
+        "item",
+        "running item",
+        "genres",
+        "user ~ item",
+        "user ~ genres",
+        "user ~ year",
+    ]
     which = signals(run)
     assert which == [LIKE, STARS]
     names = feature_names(auto, which, ["genres"])
     assert list(compute(auto, *user, which)) == names
     assert len(set(names)) == len(names)
-    assert [a.name for a in declared(behaviours())] == ["user", "item", "user ~ item", "user * item"]
+    assert [a.name for a in declared(behaviours())] == ["user", "item", "running item", "user ~ item", "user * item"]
     assert declared(config(features__aggregates=[])) == []
 
 
@@ -173,10 +182,11 @@ def test_a_user_without_events_has_neutral_features(user):
     ("text", "message"),
     [
         ("user ** item", "cannot read 'user \\*\\* item'"),
-        ("users", "'users' is neither user, item nor a category. Did you mean 'user'"),
+        ("users", "'users' is neither user, item, running item nor a category. Did you mean 'user'"),
         ("item ~ genres", "the left side of ~ must be 'user', found 'item'"),
         ("user ~ genre", "nothing is called 'genre' here. Did you mean 'genres'"),
         ("user * year", "nothing is called 'year' here"),
+        ("running genres", "'running genres' is neither user, item, running item nor a category"),
         ("user : likes", "names no task 'likes'. Did you mean 'like'"),
     ],
 )

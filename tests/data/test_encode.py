@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.data.features.attributes import Tables, read_tables
+from mtrec_ray.data.features.item_past import answered
 from mtrec_ray.data.features.side_features import number_names
 from mtrec_ray.data.fitting.fit import collect, fit
 from mtrec_ray.data.fitting.texts import feedback_words
@@ -39,7 +40,7 @@ def encoded(run, rows, boundaries=ALL_TRAIN, shared_end=False):
     collected = collect(built, run, tables, 10**6)
     fitted = fit([collected], run, tables, with_factors=True)
     tokenizer = make_tokenizer(run, tables, collected.event_items, collected.words)
-    return encode(built, run, tables, fitted, tokenizer, shared_end), tokenizer, fitted
+    return encode(built, run, tables, fitted, tokenizer, shared_end, answered(built, run)), tokenizer, fitted
 
 
 LOG = [row(1, 7, 0, 1), row(1, 8, HOUR, 0), row(1, 9, HOUR, 1), row(1, 7, 3 * HOUR, 1), row(2, 8, 5)]
@@ -151,7 +152,8 @@ def test_documents_are_the_histories_of_the_train_period(items):
 def test_an_empty_bucket_gives_empty_tables():
     run = config()
     result, _, fitted = encoded(run, LOG)
-    empty = encode(bucket(run, []), run, Tables(None, None), fitted, None, False)
+    built = bucket(run, [])
+    empty = encode(built, run, Tables(None, None), fitted, None, False, answered(built, run))
     for split in ("train", "valid", "test"):
         assert empty.requests[split].num_rows == 0
         assert empty.requests[split].schema == result.requests[split].schema

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.features.item_past import answered
 from mtrec_ray.data.fitting.fit import collect, fit
 from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.prepare import prepare
@@ -25,7 +26,8 @@ TASKS = {
     "buy": {"label": "buy", "feedback_time": "buy_time"},
     "stars": {"kind": "regression", "label": "stars", "feedback_delay": 0},
 }
-AGGREGATES = ["user", "item", "place", "user * item", "user * place", "user ~ item", "user ~ place", "user ~ price"]
+AGGREGATES = ["user", "item", "running item", "place", "user * item", "user * place"]
+AGGREGATES += ["user ~ item", "user ~ place", "user ~ price"]
 SETTINGS = {
     "data__categories": ["place"],
     "data__numbers": ["price"],
@@ -92,7 +94,8 @@ WORLDS = {"impressions": (IMPRESSIONS, world(IMPRESSIONS)), "behaviours": (BEHAV
 def views(run, rows, fixed, boundaries=NOBODY_VALID):
     """What the model is given for each candidate, without its labels: row id -> everything it can reach."""
     fitted, tokenizer = fixed
-    encoded = encode(bucket(run, rows, boundaries), run, TABLES, fitted, tokenizer, shared_end=False)
+    built = bucket(run, rows, boundaries)
+    encoded = encode(built, run, TABLES, fitted, tokenizer, shared_end=False, item_past=answered(built, run))
     found = {}
     for table in encoded.requests.values():
         for request in table.to_pylist():
@@ -258,7 +261,8 @@ def test_a_train_row_is_given_no_statistics_that_its_own_label_entered():
     def numbers(rows, boundaries):
         built = bucket(run, rows, boundaries)
         fitted = fit([collect(built, run, TABLES, 10**6)], run, TABLES, with_factors=True)
-        tables = encode(built, run, TABLES, fitted, None, shared_end=False).requests.values()
+        past = answered(built, run)
+        tables = encode(built, run, TABLES, fitted, None, shared_end=False, item_past=past).requests.values()
         found = {}
         for request in (request for table in tables for request in table.to_pylist()):
             features = np.reshape(request["numbers"], (len(request["row_id"]), -1))

@@ -2,6 +2,7 @@
 
     user              running mean, spread and recent residuals of the user's known labels
     item, genres      means of the train rows of the item, or of the values of a category
+    running item      how the item has done so far with all users: how often shown, since when, means of its labels
     user * item       the user's earlier events on the same item
     user * genres     the user's earlier events that share a value of the category
     user ~ genres     earlier residuals (label - the item's fitted mean), weighted by likeness of the earlier item to
@@ -9,8 +10,9 @@
     user ~ year       with weights that fade with the number of events since
     ... : like        any of these for some tasks only, as `user ~ genres : like, rating`
 
-Everything about the user is known strictly before the candidate's time (`Asked.end`); everything fitted comes from
-`Statistics`, which for train rows leave out the user's fold. Training, evaluation and serving call the same `compute`.
+Everything about the user, and all that is running, is known strictly before the candidate's time; what is fitted comes
+from `Statistics`, which for train rows leave out the user's fold. Training, evaluation and serving call the same
+`compute`.
 """
 
 import re
@@ -22,6 +24,7 @@ import numpy as np
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import category_columns, number_columns
+from mtrec_ray.data.features.item_past import past_width
 from mtrec_ray.data.features.running import Asked, Past, running_features
 from mtrec_ray.data.features.signals import Signal
 from mtrec_ray.data.features.similarity import (
@@ -31,7 +34,7 @@ from mtrec_ray.data.features.similarity import (
     pooled_features,
     same_item_kernel,
 )
-from mtrec_ray.data.features.statistics import Statistics
+from mtrec_ray.data.features.statistics import PRIOR_WEIGHT, Statistics
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.registry import suggest
 
@@ -42,7 +45,7 @@ _PATTERN = re.compile(r"\s*([^*~:]+?)\s*(?:([*~])\s*([^*~:]+?)\s*)?(?::(.+))?")
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One declared aggregate: `kind` of `user`, `item`, `category` or, about the user's earlier events, `*` and `~`."""
+    """One declared aggregate. `kind`: `user`, `item`, `running`, `category`; about earlier events `*`, `~`."""
 
     kind: str
     of: str
@@ -51,6 +54,8 @@ class Aggregate:
 
     @property
     def name(self) -> str:
+        if self.kind == "running":
+            return f"running {self.of}"
         return f"user {self.kind} {self.of}" if self.kind in "*~" else self.of or "user"
 
 
@@ -63,7 +68,7 @@ def declared(run: Run) -> list[Aggregate]:
     texts = run.features.aggregates
     if texts == "auto":
         categories, numbers = _known(run)
-        texts = ["user", "item", *categories]
+        texts = ["user", "item", "running item", *categories]
         texts += [f"user ~ {name}" for name in ["item", *categories, *numbers]]
         if run.data.layout == "behaviours":
             texts.append("user * item")
@@ -82,10 +87,12 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
             raise ConfigError(f"{where}: '{text}' names no task '{task}'.{suggest(task, run.tasks)}")
     categories, numbers = _known(run)
     if operator is None:
-        known = {"user": "user", "item": "item", **dict.fromkeys(categories, "category")}
+        known = {"user": "user", "item": "item", "running item": "running", **dict.fromkeys(categories, "category")}
         if left not in known:
-            raise ConfigError(f"{where}: '{left}' is neither user, item nor a category.{suggest(left, known)}")
-        return Aggregate(known[left], "" if left == "user" else left, chosen)
+            raise ConfigError(
+                f"{where}: '{left}' is neither user, item, running item nor a category.{suggest(left, known)}"
+            )
+        return Aggregate(known[left], "" if left == "user" else left.removeprefix("running "), chosen)
     if left != "user":
         raise ConfigError(f"{where}: '{text}': the left side of {operator} must be 'user', found '{left}'.")
     allowed = ["item", *categories, *(numbers if operator == "~" else [])]
@@ -124,6 +131,8 @@ def _one(
         return running_features(past, asked, statistics, signals, chosen)
     if aggregate.kind == "item":
         return _fitted_item(asked, statistics, signals, chosen)
+    if aggregate.kind == "running":
+        return _running_item(asked, statistics, signals, chosen)
     if aggregate.kind == "category":
         means = category_means(statistics.categories[aggregate.of], asked.categories[aggregate.of])
         return {f"{name}.{signals[s].name}.mean": means[:, s] for s in chosen}
@@ -150,6 +159,25 @@ def _fitted_item(
         features[f"item.{signals[s].name}.mean"] = statistics.mean[asked.item, s]
         if not signals[s].binary:
             features[f"item.{signals[s].name}.std"] = statistics.std[asked.item, s]
+    return features
+
+
+def _running_item(
+    asked: Asked, statistics: Statistics, signals: Sequence[Signal], chosen: list[int]
+) -> dict[str, Array]:
+    """`residual`: the mean of (label - its user's level at that time), drawn towards 0 as by 5 labels without one."""
+    first, shown = asked.item_past[:, 0], asked.item_past[:, 1]
+    value, weight, a, b = np.split(asked.item_past[:, 2:], 4, axis=1)
+    prior = statistics.prior
+    mean = (value + PRIOR_WEIGHT * prior) / (weight + PRIOR_WEIGHT)
+    residual = (value - a - prior * b) / (weight + PRIOR_WEIGHT)
+    features = {
+        "running item.shown": np.log1p(shown),
+        "running item.age": np.log1p((asked.time - first) / 1e6),
+    }
+    for s in chosen:
+        features[f"running item.{signals[s].name}.mean"] = mean[:, s]
+        features[f"running item.{signals[s].name}.residual"] = residual[:, s]
     return features
 
 
@@ -185,4 +213,5 @@ def _nothing(
         scales=dict.fromkeys(numbers, 1.0),
     )
     past = Past(none, none, none, np.zeros((0, width)), np.zeros((0, width)), codes, numbers)
-    return past, Asked(none, none, none, none, 0, codes, numbers), statistics
+    item_past = np.zeros((0, past_width(width)))
+    return past, Asked(none, none, none, none, 0, codes, numbers, item_past), statistics

@@ -1,7 +1,7 @@
 """Running features of a user: sums over the events that a candidate may know, by prefix sums over the user's events."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class Asked:
     """int64 [C, w]"""
     numbers: dict[str, Array]
     """float64 [C]"""
+    item_past: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    """float64 [C, 2 + 4S] what the item has done so far (`item_past.answer`); empty if nothing running is declared"""
 
 
 def prefix_sums(values: Array) -> Array:

@@ -62,8 +62,8 @@ def candidate_categories(bucket: Bucket, described: Described) -> Array:
     return np.concatenate([np.zeros((len(chosen), 0), dtype=np.int32), *parts], axis=1)
 
 
-def candidate_numbers(bucket: Bucket, described: Described, run: Run, fitted: Fitted) -> Array:
-    """float32 [C, F] in the order of `number_names`, NaN = missing."""
+def candidate_numbers(bucket: Bucket, described: Described, run: Run, fitted: Fitted, item_past: Array) -> Array:
+    """float32 [C, F] in the order of `number_names`, NaN = missing; `item_past`: see `Asked`."""
     chosen = bucket.candidates.row
     columns = [values[chosen] for values in described.numbers.values()]
     if run.features.time:
@@ -71,7 +71,7 @@ def candidate_numbers(bucket: Bucket, described: Described, run: Run, fitted: Fi
     parts = [np.stack(columns, axis=1) if columns else np.zeros((len(chosen), 0))]
     aggregates = declared(run)
     if aggregates:
-        parts.append(_aggregates(bucket, described, run, fitted, aggregates))
+        parts.append(_aggregates(bucket, described, run, fitted, aggregates, item_past))
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
@@ -91,7 +91,9 @@ def _time_features(bucket: Bucket, described: Described, fitted: Fitted) -> list
     return [np.sin(angle), np.cos(angle), weekday.astype(np.float64), *ages]
 
 
-def _aggregates(bucket: Bucket, described: Described, run: Run, fitted: Fitted, aggregates: list[Aggregate]) -> Array:
+def _aggregates(
+    bucket: Bucket, described: Described, run: Run, fitted: Fitted, aggregates: list[Aggregate], item_past: Array
+) -> Array:
     """float64 [C, F]: train candidates with the statistics that leave out their user's fold, others with all."""
     which = signals(run)
     value, weight = event_signals(bucket.events, which)
@@ -105,9 +107,8 @@ def _aggregates(bucket: Bucket, described: Described, run: Run, fitted: Fitted, 
             chosen = mine[bucket.train[mine] == of_train]
             if len(chosen):
                 statistics = fitted.statistics[fold_of(name, run.features.folds) if of_train else -1]
-                result[chosen] = user_features(
-                    aggregates, past, _asked(bucket, described, chosen, run), statistics, which
-                )
+                asked = _asked(bucket, described, chosen, run, item_past)
+                result[chosen] = user_features(aggregates, past, asked, statistics, which)
     return result
 
 
@@ -130,7 +131,7 @@ def _past(bucket: Bucket, described: Described, events: slice, value: Array, wei
     )
 
 
-def _asked(bucket: Bucket, described: Described, chosen: Array, run: Run) -> Asked:
+def _asked(bucket: Bucket, described: Described, chosen: Array, run: Run, item_past: Array) -> Asked:
     row = bucket.candidates.row[chosen]
     return Asked(
         time=bucket.candidates.asof[chosen],
@@ -140,4 +141,5 @@ def _asked(bucket: Bucket, described: Described, chosen: Array, run: Run) -> Ask
         lag=lag_us(run),
         categories={name: codes[row] for name, codes in described.categories.items()},
         numbers={name: values[row] for name, values in described.numbers.items()},
+        item_past=item_past[chosen] if len(item_past) else item_past,
     )

@@ -45,11 +45,16 @@ def encode(
     fitted: Fitted,
     tokenizer: PreTrainedTokenizerBase | None,
     shared_end: bool,
+    item_past: Array,
 ) -> Encoded:
-    """All requests of a bucket. Without a tokenizer (`backbone: none`) the token lists are empty."""
+    """All requests of a bucket. Without a tokenizer (`backbone: none`) the token lists are empty.
+
+    `item_past`: float64 [C, .], how each candidate's item has done so far (`features.item_past`); [0, 0] if no declared
+    aggregate asks for it.
+    """
     events, ends, train_events = _history(bucket, run)
     described = describe(bucket, run, tables, fitted)
-    numbers = candidate_numbers(bucket, described, run, fitted)
+    numbers = candidate_numbers(bucket, described, run, fitted, item_past)
     texts = tables.item_texts(bucket.rows.items)
     event_tokens, cut_events = _event_tokens(events, bucket, texts, run, tokenizer)
     candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, run, tokenizer)

@@ -17,6 +17,7 @@ from mtrec_ray.data.filesystem import write_atomic
 from mtrec_ray.data.fitting.fit import Collected, Fitted, collect
 from mtrec_ray.data.manifest import SPLITS, ShardEntry
 from mtrec_ray.data.preparing.encode import Encoded, encode
+from mtrec_ray.data.preparing.item_pass import read_answers, send_items
 from mtrec_ray.data.preparing.shuffle import read_bucket
 from mtrec_ray.data.requests.bucket import Bucket, IdOrder, build_bucket, candidate_keys, said_splits
 from mtrec_ray.data.requests.requests import find_candidates
@@ -101,12 +102,17 @@ class FitTask:
     tables: Tables
     boundaries: TimeSplit | None
     most_interactions: int
+    items_run: bool
+    """Whether an aggregate asks how items have done so far"""
 
 
 def collect_bucket(bucket: int, task: FitTask) -> tuple[Collected, set[str]]:
     """What is fitted, and all items of the bucket."""
-    data = _build(bucket, task.source, task.boundaries)
-    return collect(data, task.source.run, task.tables, task.most_interactions), set(data.rows.items)
+    source = task.source
+    data = _build(bucket, source, task.boundaries)
+    if task.items_run:
+        send_items(source.fs, source.work, bucket, data, source.run)
+    return collect(data, source.run, task.tables, task.most_interactions), set(data.rows.items)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class EncodeTask:
     fitted: Fitted
     tokenizer: PreTrainedTokenizerBase | None
     shared_end: bool
+    items_run: bool
     sample_below: int
     """Train candidates whose hashed row id is below this are the sample for the scalers"""
 
@@ -140,13 +147,15 @@ class Written:
 
 def encode_bucket(bucket: int, task: EncodeTask) -> Written:
     """Writes the shards of one bucket, and its documents if it has any."""
+    run, fs, work = task.source.run, task.source.fs, task.source.work
     data = _build(bucket, task.source, task.boundaries)
-    encoded = encode(data, task.source.run, task.tables, task.fitted, task.tokenizer, task.shared_end)
+    item_past = read_answers(fs, work, bucket, run.data.buckets) if task.items_run else np.zeros((0, 0))
+    encoded = encode(data, run, task.tables, task.fitted, task.tokenizer, task.shared_end, item_past)
     name = f"part-{bucket:05d}"
     documents = None
     if encoded.documents.num_rows:
         documents = f"documents/{name}.parquet"
-        _write_parquet(task.source.fs, f"{task.out}/{documents}", encoded.documents, None)
+        _write_parquet(fs, f"{task.out}/{documents}", encoded.documents, None)
     row_ids = data.rows.row_id[data.candidates.row]
     chosen = data.train & (hashed(row_ids) < np.uint64(task.sample_below))
     return Written(
