@@ -13,6 +13,7 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import CategoryEntry, Manifest, NumberEntry, TaskEntry
 from mtrec_ray.model.dropout import token_uids
 from mtrec_ray.model.layout import RequestLayout
+from tests.fixtures import manifest_of
 
 VOCAB, USERS, ITEMS = 60, 9, 13
 OBSERVED, POSITIVES = {"train": 100, "valid": 40, "test": 40}, {"train": 30, "valid": 12, "test": 12}
@@ -66,22 +67,13 @@ def make_manifest(tasks: Sequence[TaskEntry] = TASKS) -> Manifest:
         CategoryEntry(name="g", offset=0, width=2, size=5),
         CategoryEntry(name="h", offset=2, width=1, size=4),
     ]
-    return Manifest(
-        fingerprint="f",
+    return manifest_of(
         tasks=list(tasks),
         categories=categories,
         numbers=numbers,
         num_users=USERS,
         num_items=ITEMS,
-        history_layout="staircase",
         vocab_size=VOCAB,
-        max_request_tokens=200,
-        max_position=60,
-        row_group_requests=8,
-        shards={},
-        documents=[],
-        boundaries={},
-        counts={},
     )
 
 

@@ -33,6 +33,24 @@ REQUEST_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.float32())),
     ]
 )
+EMPTY_LISTS: dict[str, list[Any]] = {field.name: [] for field in REQUEST_SCHEMA if pa.types.is_list(field.type)}
+
+
+def manifest_of(**parts: Any) -> Manifest:
+    """A manifest with these parts, of data without tokens or shards where they do not say otherwise."""
+    nothing: dict[str, Any] = {
+        "fingerprint": "0" * 16,
+        "history_layout": "staircase",
+        "vocab_size": 0,
+        "max_request_tokens": 64,
+        "max_position": 64,
+        "row_group_requests": 64,
+        "shards": {},
+        "documents": [],
+        "boundaries": {},
+        "counts": {},
+    }
+    return Manifest(**{**nothing, **parts})
 
 
 def write_prepared(
@@ -58,7 +76,7 @@ def write_prepared(
         for shard, size in enumerate(len(part) for part in np.array_split(np.arange(count), shards)):
             rows = [_request(rng, uid + i, tokens, shared_end, tasks) for i in range(size)]
             uid += size
-            entries[split].append(_write_shard(folder, f"{split}/part-{shard:05d}.parquet", rows, row_group))
+            entries[split].append(write_shard(folder, f"{split}/part-{shard:05d}.parquet", rows, row_group))
     documents = _write_documents(folder, rng) if tokens else []
     manifest = _manifest(entries, row_group, tokens, shared_end, tasks, documents)
     (folder / "manifest.json").write_text(manifest.to_json())
@@ -98,7 +116,9 @@ def _request(
     }
 
 
-def _write_shard(folder: Path, path: str, rows: list[dict[str, Any]], row_group: int) -> ShardEntry:
+def write_shard(folder: Path, path: str, rows: list[dict[str, Any]], row_group: int = 64) -> ShardEntry:
+    """Writes request rows to `folder/path` and their lengths beside it; a list that a row lacks is empty."""
+    rows = [{**EMPTY_LISTS, **row} for row in rows]
     table = pa.Table.from_pylist(rows, schema=REQUEST_SCHEMA)
     tokens = [len(r["history_ids"]) + len(r["candidate_ids"]) for r in rows]
     candidates = [len(r["row_id"]) for r in rows]
@@ -133,8 +153,7 @@ def _manifest(
         NumberEntry(name=name, index=i, kind="number", mean=0, std=1, quantiles=[-1.0, 0.0, 1.0])
         for i, name in enumerate(("price", "age"))
     ]
-    return Manifest(
-        fingerprint="0" * 16,
+    return manifest_of(
         tasks=[
             TaskEntry(name=name, kind=kind, observed=observed, positives=positives, mean=0.5, std=1.0)
             for name, kind in zip(tasks, kinds, strict=True)
@@ -148,11 +167,8 @@ def _manifest(
         num_items=6,
         history_layout="shared_end" if shared_end else "staircase",
         vocab_size=VOCAB if tokens else 0,
-        max_request_tokens=64,
-        max_position=64,
         row_group_requests=row_group,
         shards=entries,
         documents=documents,
-        boundaries={},
         counts={"rows_read": 100, "rows_quarantined": 0, "requests": 53, "candidates": 130},
     )

@@ -5,8 +5,7 @@ import pytest
 
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate import baselines, candidates, gbdt, metrics, predictions, running_rates, user_history
-
-from .conftest import DAY, TASKS, make_world, write_prepared
+from tests.evaluate.world import DAY, TASKS, make_world, write_prepared
 
 
 def score_of(scored, task, world, split="test"):

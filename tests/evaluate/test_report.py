@@ -14,8 +14,7 @@ from sklearn.metrics import roc_auc_score
 from mtrec_ray import config_file
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate.evaluate import evaluate_run
-
-from .conftest import CONFIG, TASKS, write_log, write_predictions
+from tests.evaluate.world import CONFIG, TASKS, write_log, write_predictions
 
 NOTE = "one sequence per candidate: BloomModel cannot be packed"
 
