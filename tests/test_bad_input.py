@@ -2,7 +2,7 @@
 
 Elsewhere: an unknown key (`test_cli.py`, every wrong value in `test_config_file.py`), a run that exists or was changed
 (`launch/test_runs.py`), a cluster that does not answer or is too small (`launch/test_session.py`), a folder that is no
-model (`model/test_backbone.py`), every kind of bad row (`data/test_logs.py`), an expression that cannot be
+model (`model/test_backbone.py`), every kind of bad row (`data/test_log_quarantine.py`), an expression that cannot be
 read (`data/test_expressions.py`), wrong split boundaries (`data/test_splits.py`).
 """
 
