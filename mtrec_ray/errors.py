@@ -1,9 +1,10 @@
-"""Every error a user can cause.
+"""Every error a user can cause or cure.
 
-    UserError            a mistake in what the user gave; the message is complete, no traceback is shown
+    UserError            the user can do something about it; the message is complete, no traceback is shown
     |- ConfigError       a config key, value or combination of values
     |- DataError         a log, table, shard or prepared folder
-    '- BackboneError     a backbone that cannot be loaded, or cannot be run as asked
+    |- BackboneError     a backbone that cannot be loaded, or cannot be run as asked
+    '- ClusterError      workers that were lost more often than the job may start again
 
 A message names the file, row or dotted config path, what was found, what was expected, and the remedy.
 Anything else that is raised is a defect of ours and keeps its traceback.
@@ -24,3 +25,7 @@ class DataError(UserError):
 
 class BackboneError(UserError):
     """A backbone that cannot be loaded, or cannot be run as the config asks."""
+
+
+class ClusterError(UserError):
+    """Machines or processes that were lost under a job, more often than it may start again."""

@@ -7,14 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from mtrec_ray.config import Cluster, Run
 from mtrec_ray.data.filesystem import is_url
 from mtrec_ray.errors import UserError
+from mtrec_ray.launch.lost_workers import logs_folder, loss
 from mtrec_ray.launch.relay import Relay
-from mtrec_ray.launch.session import check_resources
+from mtrec_ray.launch.session import check_resources, find_user_error
 from mtrec_ray.model.backbone import locate
 
 
@@ -50,6 +51,7 @@ def run_workers(
 
     Raises:
         UserError: from a worker, wrapped by Ray; `ray_session` unwraps it.
+        ClusterError: one worker too many was lost.
     """
     check_resources(cluster)
     resources = {"CPU": cluster.cpus_per_worker}
@@ -71,7 +73,13 @@ def run_workers(
         datasets=dict(datasets) if datasets else None,
         dataset_config=ingest,
     )
-    result: Any = trainer.fit()
+    try:
+        result: Any = trainer.fit()
+    except TrainingFailedError as error:
+        lost = loss(error, cluster, logs_folder())
+        if lost is None or find_user_error(error) is not None:
+            raise
+        raise lost from error
     return result.return_value
 
 

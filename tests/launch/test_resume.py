@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from ray.train import WorkerGroupError
 
 from mtrec_ray.config import Run
 from mtrec_ray.config_file import load
 from mtrec_ray.data.sample import write_sample
+from mtrec_ray.errors import ClusterError
 from mtrec_ray.launch.train import train
 from tests.conftest import ROOT
 from tests.launch.stops_twice import RUN
@@ -63,8 +63,8 @@ def test_a_lost_worker_and_a_lost_driver_change_nothing(tmp_path, ray_cluster):
     write_sample(str(tmp_path / "logs"), users=30, items=20, days=6, shards=2)
     whole = train(config(tmp_path, "whole"))
     stopped = config(tmp_path, RUN, "plugins=[tests.launch.stops_twice]")
-    with pytest.raises(WorkerGroupError):  # the first loss is made good, the second is one too many
-        train(stopped)
+    with pytest.raises(ClusterError, match=r"lost [12] of its 2 workers \(rank 0: .* process has died.* again once"):
+        train(stopped)  # the first loss is made good, the second is one too many
     folder = train(stopped)
     marks = {path.name: path.read_text() for path in Path(folder).glob("stopped-before-*")}
     assert marks == {"stopped-before-3": "started at 0", "stopped-before-5": "started at 2"}
