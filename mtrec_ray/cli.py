@@ -1,8 +1,8 @@
 """The command line: one verb per stage. `jobs/*.py` run the same functions under `ray job submit`.
 
 Results (a config, a path) go to stdout, progress and messages to stderr. Exit codes: 0 done; 2 a mistake in what the
-user gave or workers lost too often, told in one message; 1 a defect, with its traceback. Ray and torch are imported inside the verbs, so that
-`--help` answers at once and a wrong config is refused before either starts.
+user gave, or workers lost too often, told in one message; 1 a defect, with its traceback. Ray and torch are imported
+inside the verbs, so that `--help` answers at once and a wrong config is refused before either starts.
 """
 
 import os
