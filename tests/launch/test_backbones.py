@@ -4,20 +4,19 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from mtrec_ray.config import Run
-from mtrec_ray.config_file import load
 from mtrec_ray.data.prepare import load_prepared
 from mtrec_ray.data.sample import write_sample
 from mtrec_ray.launch.evaluate import evaluate
 from mtrec_ray.launch.pretrain import pretrain
 from mtrec_ray.launch.train import train
 from tests.conftest import ROOT
+from tests.launch.sample_runs import sample_config, scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 DECODER = ROOT.parent / "shared" / "models" / "stories260k"
@@ -65,20 +64,7 @@ def encoder(place) -> Path:
 
 
 def config(place: Path, name: str, backbone: Path | str) -> Run:
-    settings = {
-        "name": name,
-        "backbone": f"{{name: {backbone}, packing: require}}",
-        "data.logs": place / "logs/logs",
-        "data.items.path": place / "logs/items.parquet",
-        "data.prepared_dir": place / "prepared",
-        "cluster.storage": place / "runs",
-    }
-    return load(ROOT / "configs/quickstart.yaml", [*(f"{key}={value}" for key, value in settings.items()), *SMALL])
-
-
-def scores(folder: str) -> dict[str, np.ndarray]:
-    table = pq.read_table(f"{folder}/predictions.parquet")
-    return {name: table[name].to_numpy() for name in table.column_names if name.startswith("score.")}
+    return sample_config(place, name, f"backbone={{name: {backbone}, packing: require}}", *SMALL)
 
 
 def trained(run: Run, layout: str) -> tuple[str, dict[str, np.ndarray]]:

@@ -8,12 +8,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import Run
-from mtrec_ray.config_file import load
 from mtrec_ray.data.sample import write_sample
 from mtrec_ray.errors import ClusterError
 from mtrec_ray.launch.train import train
-from tests.conftest import ROOT
+from tests.launch.sample_runs import sample_config
 from tests.launch.stops_twice import RUN
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -30,18 +28,6 @@ SETTINGS = [
     "cluster.cpus_per_worker=0.5",
     "cluster.max_failures=1",
 ]
-
-
-def config(place: Path, name: str, *overrides: str) -> Run:
-    paths = {
-        "name": name,
-        "data.logs": place / "logs/logs",
-        "data.items.path": place / "logs/items.parquet",
-        "data.prepared_dir": place / "prepared",
-        "cluster.storage": place / "runs",
-    }
-    settings = [*SETTINGS, *(f"{key}={value}" for key, value in paths.items()), *overrides]
-    return load(ROOT / "configs/quickstart.yaml", settings)
 
 
 def lines(folder: str) -> list[dict[str, Any]]:
@@ -61,8 +47,8 @@ def state(folder: str) -> dict[str, Any]:
 
 def test_a_lost_worker_and_a_lost_driver_change_nothing(tmp_path, ray_cluster):
     write_sample(str(tmp_path / "logs"), users=30, items=20, days=6, shards=2)
-    whole = train(config(tmp_path, "whole"))
-    stopped = config(tmp_path, RUN, "plugins=[tests.launch.stops_twice]")
+    whole = train(sample_config(tmp_path, "whole", *SETTINGS))
+    stopped = sample_config(tmp_path, RUN, *SETTINGS, "plugins=[tests.launch.stops_twice]")
     with pytest.raises(ClusterError, match=r"lost [12] of its 2 workers \(rank 0: .* process has died.* again once"):
         train(stopped)  # the first loss is made good, the second is one too many
     folder = train(stopped)

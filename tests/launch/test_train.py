@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import Run
-from mtrec_ray.config_file import load
 from mtrec_ray.data.prepared import load_prepared
 from mtrec_ray.data.sample import write_sample
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.launch.evaluate import evaluate
 from mtrec_ray.launch.train import train
+from tests.launch.sample_runs import sample_config, scores
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = [
@@ -35,26 +34,10 @@ def place(tmp_path_factory, ray_cluster):
     return folder
 
 
-def config(place, root, name, **settings) -> Run:
-    paths = {
-        "data.logs": place / "logs/logs",
-        "data.items.path": place / "logs/items.parquet",
-        "data.prepared_dir": place / "prepared",
-        "cluster.storage": place / "runs",
-    }
-    overrides = [f"{key}={value}" for key, value in ({"name": name} | paths | settings).items()]
-    return load(root / "configs/quickstart.yaml", [*SMALL, *overrides])
-
-
 @pytest.fixture(scope="module")
-def one(place, request):
-    run = config(place, request.config.rootpath, "one", **{"evaluate.baselines": "[constant, side_features]"})
+def one(place):
+    run = sample_config(place, "one", *SMALL, "evaluate.baselines=[constant, side_features]")
     return run, train(run)
-
-
-def scores(folder) -> dict[str, np.ndarray]:
-    table = pq.read_table(f"{folder}/predictions.parquet")
-    return {name: table[name].to_numpy() for name in table.column_names if name.startswith("score.")}
 
 
 def test_the_run_folder_holds_what_the_documentation_says(one):
@@ -87,9 +70,8 @@ def test_scoring_again_gives_the_same_predictions(one):
         np.testing.assert_allclose(values, before[name], rtol=1e-5, atol=1e-6)
 
 
-def test_two_workers_equal_one(place, root, one):
+def test_two_workers_equal_one(place, one):
     _, folder = one
-    settings = {"cluster.workers": 2, "evaluate.baselines": "[]"}
-    two = scores(train(config(place, root, "two", **settings)))
+    two = scores(train(sample_config(place, "two", *SMALL, "cluster.workers=2", "evaluate.baselines=[]")))
     for name, values in scores(folder).items():
         np.testing.assert_allclose(two[name], values, rtol=1e-4, atol=1e-5)
