@@ -354,6 +354,45 @@ class Cluster(Part):
     """Folder or URL under which each run has its own folder; on several nodes it must be shared."""
 
 
+class Tune(Part):
+    """A search over values of this config: `mtrec tune`."""
+
+    space: dict[str, Any] = {}
+    """Dotted path -> distribution, as `train.learning_rate.towers: {loguniform: [1e-4, 1e-2]}`; see `search.space`."""
+    trials: PositiveInt = 24
+    """The first one has the values of the config itself."""
+    searcher: str = "auto"
+    """`random`, `grid`, `tpe`, `nsga2`, or one of Ray's by name; `auto` = `tpe`, with several objectives `nsga2`."""
+    objectives: list[str] = Field(default=["auto"], min_length=1)
+    """Validation metrics, as `like/auc`; `auto` = `train.metric`. Several give a Pareto front; the first one steers."""
+    scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "asha"
+    """What stops (or, `pbt`, replaces) poor trials before their end."""
+    grace: PositiveInt = 1
+    """Evaluations before a trial may be stopped; `pbt`: evaluations between two exchanges."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """`asha`, `hyperband`: of how many trials one goes on at a rung."""
+    mode: Literal["auto", "distributed", "stacked"] = "auto"
+    """`distributed`: each trial is a training job of `cluster.workers`. `stacked`: many trials on one backbone copy."""
+    stack: PositiveInt = 8
+    """Most trials on one backbone copy."""
+    max_concurrent: PositiveInt | None = None
+    """Most trials at a time; by default as many as the cluster has room for."""
+    time_limit: Duration | None = None
+    """No trial starts after this, and running ones end with their next evaluation."""
+    accelerator_hours: Annotated[float, Field(gt=0)] | None = None
+    """The same for the sum over all trials of GPU hours (CPU hours where `cluster.gpus_per_worker` is 0)."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """How often a trial may start again from its last checkpoint."""
+    select: Literal["best", "knee", "weights", "guard"] = "best"
+    """Which trial becomes `best.yaml`: best first objective; knee of the front; best weighted sum; or best first
+    objective among those that lose no other objective by more than `guard`."""
+    select_weights: dict[str, float] = {}
+    guard: Annotated[float, Field(ge=0)] = 0.01
+    """Largest loss in another objective, as a share of that objective's best value."""
+    retrain: bool = False
+    """Train the chosen config as a run of its own afterwards, with test figures and report."""
+
+
 def _backbone(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -377,6 +416,7 @@ class Run(Part):
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _layout_fits_tasks(self) -> Self:
