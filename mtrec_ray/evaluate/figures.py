@@ -19,29 +19,38 @@ from mtrec_ray.evaluate import metrics
 
 SERIES = 7
 """Colours `--series-0` (the model) to `--series-6`; further columns start over."""
+WIDTH, HEIGHT = 4.6, 3.2
+"""Inches; the page scales figures to its own width."""
 MAX_POINTS = 300
 BINS = 10
 Series = dict[str, tuple[list[float], list[float]]]
 
-_INK, _GRID = "#010203", "#040506"
-_COLOURS = [f"#0a0b{n:02x}" for n in range(SERIES)]
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {c: f"var(--series-{n})" for n, c in enumerate(_COLOURS)}
+INK, GRID, CARD = "#010203", "#040506", "#070809"
+"""Text and lines, the grid, and the ground that figures stand on."""
+COLOURS = [f"#0a0b{n:02x}" for n in range(SERIES)]
+RAMP = [f"#0c0d{n:02x}" for n in range(8)]
+"""From poor to good, on pages that define `--ramp-0` to `--ramp-7`."""
+_VARIABLES = (
+    {INK: "var(--ink)", GRID: "var(--grid)", CARD: "var(--card)"}
+    | {colour: f"var(--series-{n})" for n, colour in enumerate(COLOURS)}
+    | {colour: f"var(--ramp-{n})" for n, colour in enumerate(RAMP)}
+)
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "svg.fonttype": "none",
     "font.size": 10,
     "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
@@ -50,7 +59,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw(paint: Callable[[Axes], None], name: str, title: str, width: float = 4.6, height: float = 3.2) -> str:
+def draw(paint: Callable[[Axes], None], name: str, title: str, width: float = WIDTH, height: float = HEIGHT) -> str:
     """An `<svg>` element of what `paint` puts on the axes; `name` must be unique in the page, `title` is read aloud."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -81,7 +90,7 @@ def learning_curves(series: Series, label: str) -> Callable[[Axes], None]:
     def paint(axes: Axes) -> None:
         for n, (name, (steps, values)) in enumerate(series.items()):
             marker = "o" if len(steps) <= 30 else None
-            axes.plot(steps, values, color=_COLOURS[n % SERIES], label=name, marker=marker, markersize=3.5)
+            axes.plot(steps, values, color=COLOURS[n % SERIES], label=name, marker=marker, markersize=3.5)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         if len(series) > 1:
@@ -94,13 +103,13 @@ def roc(labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> Callable[[Axes
     """ROC curves of several score columns over the same labels."""
 
     def paint(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=_GRID, linestyle="--", linewidth=1)
+        axes.plot([0, 1], [0, 1], color=GRID, linestyle="--", linewidth=1)
         for n, (name, scores) in reversed(list(enumerate(columns.items()))):  # the model is drawn last, on top
             curve = metrics.roc_curve(labels, scores)
             if curve is not None:
                 keep = np.unique(np.linspace(0, len(curve.true_positive_rate) - 1, MAX_POINTS).astype(int))
                 rates = curve.false_positive_rate[keep], curve.true_positive_rate[keep]
-                axes.plot(*rates, color=_COLOURS[n % SERIES], label=name, linewidth=_width(n))
+                axes.plot(*rates, color=COLOURS[n % SERIES], label=name, linewidth=_width(n))
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
         axes.set_aspect("equal")
@@ -121,13 +130,13 @@ def calibration(labels: np.ndarray, columns: Mapping[str, np.ndarray], unit: str
             axes.plot(
                 curve.predicted,
                 curve.observed,
-                color=_COLOURS[n % SERIES],
+                color=COLOURS[n % SERIES],
                 label=name,
                 marker="o",
                 markersize=3.5,
                 linewidth=_width(n),
             )
-        axes.plot(ends, ends, color=_INK, linestyle="--", linewidth=0.8)
+        axes.plot(ends, ends, color=INK, linestyle="--", linewidth=0.8)
         axes.set_xlabel(f"mean predicted {unit}")
         axes.set_ylabel(f"mean actual {unit}")
         axes.legend(*_in_order(axes), loc="upper left")
@@ -144,8 +153,8 @@ def residuals(labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> Callable
         edges = np.linspace(low, high if high > low else low + 1, 41)
         for n, (name, error) in reversed(list(enumerate(errors.items()))):
             share = np.histogram(error, edges)[0] / len(error)
-            axes.stairs(share, edges, color=_COLOURS[n % SERIES], label=name, linewidth=_width(n))
-        axes.axvline(0, color=_INK, linestyle="--", linewidth=0.8)
+            axes.stairs(share, edges, color=COLOURS[n % SERIES], label=name, linewidth=_width(n))
+        axes.axvline(0, color=INK, linestyle="--", linewidth=0.8)
         axes.set_xlabel("predicted − actual")
         axes.set_ylabel("share of rows")
         axes.legend(*_in_order(axes))

@@ -3,19 +3,17 @@
 `render` turns the metrics, the training log and the scores into plain values; the template beside it lays them out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from matplotlib.axes import Axes
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest, TaskEntry
-from mtrec_ray.evaluate import figures, tables
+from mtrec_ray.evaluate import figures, page, tables
 from mtrec_ray.evaluate.bootstrap import LEVEL
 from mtrec_ray.evaluate.comparison import Comparison, metric_names
+from mtrec_ray.evaluate.page import Pen, counted
 from mtrec_ray.evaluate.training_log import TrainingLog
 
 
@@ -28,17 +26,10 @@ def render(
     config: str,
 ) -> str:
     """The page; `found` is what `metrics.json` holds, `config` the resolved config as YAML."""
-    environment = Environment(
-        loader=PackageLoader("mtrec_ray.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pen = Pen()
     first = "test" if "test" in comparisons else next(iter(comparisons))
     names = {name for task in manifest.tasks for name in metric_names(task.kind)}
-    return environment.get_template("report.html.j2").render(
+    return page.template("report.html.j2").render(
         found=found,
         facts=facts(run, manifest) | ({"note": "; ".join(log.notes)} if log.notes else {}),
         split=first,
@@ -52,18 +43,6 @@ def render(
         baseline_title=tables.baseline_title,
         config=config,
     )
-
-
-class Pen:
-    """Draws figures and gives each a name of its own within the page."""
-
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def draw(self, paint: Callable[[Axes], None], title: str, caption: str) -> dict[str, Any]:
-        self.drawn += 1
-        svg = figures.draw(paint, f"figure{self.drawn}", str(escape(title)))
-        return {"title": title, "caption": caption, "svg": Markup(svg)}
 
 
 def facts(run: Run, manifest: Manifest) -> dict[str, str]:
@@ -81,10 +60,10 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
         "backbone": backbone,
         "history": f"up to {run.history.max_events} events ({manifest.history_layout}){lag}",
         "split": f"by {run.split.by}: {shares}",
-        "side features": f"{_count(len(manifest.numbers), 'number', 'numbers')}, "
-        f"{_count(len(manifest.categories), 'category', 'categories')}{_ids(manifest, run)}",
+        "side features": f"{counted(len(manifest.numbers), 'number', 'numbers')}, "
+        f"{counted(len(manifest.categories), 'category', 'categories')}{_ids(manifest, run)}",
         "training": f"{run.train.epochs:g} epochs, {run.train.batch_requests} requests a step, "
-        f"{_count(run.cluster.workers, 'worker', 'workers')}, {engine}, {run.engine.precision}",
+        f"{counted(run.cluster.workers, 'worker', 'workers')}, {engine}, {run.engine.precision}",
     }
 
 
@@ -95,10 +74,6 @@ def _ids(manifest: Manifest, run: Run) -> str:
     }
     used = [f"{rows - 1:,} {what}" for what, (width, rows) in tables.items() if width]
     return f", ids of {' and '.join(used)}" if used else ""
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def task_section(
