@@ -7,7 +7,7 @@ after parsing and may be written as `30s`, `10m`, `1h`, `7d`. This module import
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -151,8 +151,11 @@ class Task(Part):
 class History(Part):
     """What a candidate may know of its user's past."""
 
-    max_events: Annotated[int, Field(ge=2)] = 64
-    """Window in events; each candidate sees at least min(all, half of it)."""
+    max_events: Annotated[int, Field(ge=0)] = 64
+    """Window in events, 0 or at least 2; each candidate sees at least min(all, half of it).
+
+    With 0 the model reads no history, neither texts nor events; `features.aggregates` still count what happened before.
+    """
     event_tokens: PositiveInt = 16
     """Longest text of one history event, in tokens; longer texts are cut and counted."""
     candidate_tokens: PositiveInt = 16
@@ -164,6 +167,15 @@ class History(Part):
     """Requests with more candidates are cut into several with the same history."""
     exposures: bool = True
     """Whether a shown item without (yet known) feedback is an event of the history."""
+
+    @field_validator("max_events")
+    @classmethod
+    def _two_halves(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError(
+                "1 event cannot be halved, and windows overlap by half; give 0 for no history, or 2 or more"
+            )
+        return value
 
 
 class Split(Part):

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from mtrec_ray.config import Category, Cluster, Data, Number, Run, Split, Task, Train, parse_duration
+from mtrec_ray.config import Category, Cluster, Data, History, Number, Run, Split, Task, Train, parse_duration
 
 COLUMNS = {"user": "u", "item": "i", "time": "t"}
 
@@ -98,6 +98,12 @@ def test_a_run_needs_a_task():
 def test_the_backbone_has_a_short_form():
     run = Run(name="run", data={"logs": "x", "columns": COLUMNS}, tasks={"c": {"label": "c"}}, backbone="none")
     assert run.backbone.name == "none"
+
+
+def test_a_history_of_one_event_is_refused_and_of_none_is_not():
+    assert History(max_events=0).max_events == 0
+    with pytest.raises(ValidationError, match="give 0 for no history, or 2 or more"):
+        History(max_events=1)
 
 
 def test_a_cluster_has_at_least_one_worker():

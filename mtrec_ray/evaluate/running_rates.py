@@ -22,6 +22,7 @@ from mtrec_ray.evaluate.user_history import COLUMNS, UserHistory, label_values
 
 PRIOR_WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Pseudo-counts tried for users and for items."""
+_ITEM_ALONE = "the item's rate alone, since history.max_events: 0 leaves no feedback to count for users"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def score(prepared: str, manifest: Manifest, run: Run, splits: list[str]) -> Sco
         blends = {split: _Blend(task, t, counts[split], item_values, item_weights) for split in {"valid", *splits}}
         user_prior, item_prior = _choose(task, counts["valid"].labels[:, t], blends["valid"])
         result.notes[task.name] = f"pseudo-counts chosen on valid: user {user_prior:g}, item {item_prior:g}"
+        if run.history.max_events == 0:
+            result.notes[task.name] = f"{_ITEM_ALONE}; pseudo-count chosen on valid: item {item_prior:g}"
         for split in splits:
             result.scores[split][task.name] = blends[split].score(user_prior, item_prior)
     return result

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -49,6 +50,25 @@ def test_equals_a_plain_loop_over_requests(tmp_path):
         np.testing.assert_allclose(batch.event_feedback[event : event + count].ravel(), row["event_feedback"])
         token, event = token + len(expected), event + count
     assert (token, candidate, event) == (len(batch.ids), batch.num_candidates, len(batch.event_item))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_requests_without_any_event(tmp_path, causal):
+    manifest, rows = rows_of(tmp_path)
+    candidates = [len(items) for items in rows["item"].to_pylist()]
+    for name in ("history_ids", "history_ends", "event_item", "event_time", "event_feedback"):
+        column = pa.array([[]] * rows.num_rows, REQUEST_SCHEMA.field(name).type)
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    seen = pa.array([[0] * count for count in candidates], REQUEST_SCHEMA.field("candidate_events").type)
+    rows = rows.set_column(rows.schema.get_field_index("candidate_events"), "candidate_events", seen)
+    batch = Collator(manifest, causal)(rows)
+    assert batch.ids.tolist() == [i for ids in rows["candidate_ids"].to_pylist() for i in ids]
+    assert batch.layout.num_candidates == batch.num_candidates == sum(candidates)
+    assert not batch.layout.history_length.any()
+    assert not batch.layout.candidate_end.any()
+    assert len(batch.event_item) == len(batch.event_time) == len(batch.event_feedback) == 0
+    assert not batch.candidate_event_start.any()
+    assert not batch.candidate_event_end.any()
 
 
 def test_token_uids_do_not_depend_on_packing(tmp_path):

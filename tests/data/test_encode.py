@@ -141,6 +141,24 @@ def test_shared_end_requests_have_candidates_that_see_the_whole_history():
         assert set(r["candidate_events"]) == {len(r["event_time"])}
 
 
+@pytest.mark.parametrize("shared_end", [False, True])
+def test_without_history_the_lists_of_events_are_empty_and_all_else_is_as_ever(items, shared_end):
+    settings = {"data__items": items, "backbone": {"name": "nano", "vocab_size": 300}, "features__aggregates": ["user"]}
+    with_history, _, _ = encoded(config(**settings), LOG)
+    without, _, _ = encoded(config(**settings, history__max_events=0), LOG, shared_end=shared_end)
+    rows = without.requests["train"].to_pylist()
+    assert [len(r["item"]) for r in rows] == [4, 1]  # a request per user
+    for row, other in zip(rows, with_history.requests["train"].to_pylist(), strict=True):
+        of_history = ("history_ids", "history_ends", "event_item", "event_time", "event_feedback")
+        assert all(row[name] == [] for name in of_history)
+        assert row["candidate_events"] == [0] * len(row["item"])
+        for name in row.keys() - {*of_history, "candidate_events"}:
+            np.testing.assert_array_equal(row[name], other[name])
+    assert without.lengths["train"]["tokens"].to_pylist() == [len(r["candidate_ids"]) for r in rows]
+    assert without.longest["position"] == max(max(np.diff([0, *r["candidate_ends"]])) for r in rows)
+    assert without.documents == with_history.documents
+
+
 def test_documents_are_the_histories_of_the_train_period(items):
     run = config(data__items=items, backbone={"name": "nano", "vocab_size": 300}, **FEW)
     boundaries = TimeSplit(Key(2 * HOUR * SECOND), Key(4 * HOUR * SECOND))

@@ -130,6 +130,7 @@ def test_every_candidate_sees_at_least_half_a_window(ends, max_events, max_candi
         assert (anchor(mine, max_events) == request.first).all()
         assert (mine - request.first >= np.minimum(mine, half)).all()
         assert request.stop == mine.max()
+        assert (request.seen == mine - request.first).all()
         assert request.stop - request.first < 2 * half
 
 
@@ -141,6 +142,16 @@ def test_shared_end_requests_have_one_end_and_the_events_before_it(ends, max_eve
     for request in requests:
         assert set(ends[request.candidates].tolist()) == {request.stop}
         assert request.first == max(0, request.stop - max_events)
+        assert set(request.seen.tolist()) == {request.stop - request.first}
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 9), st.booleans())
+def test_without_history_requests_hold_no_events_whatever_the_ends(ends, max_candidates, shared_end):
+    requests = windows(np.array(ends, dtype=np.int64), History(max_events=0, max_candidates=max_candidates), shared_end)
+    assert [c for request in requests for c in request.candidates.tolist()] == list(range(len(ends)))
+    assert all((request.first, request.stop) == (0, 0) and not request.seen.any() for request in requests)
+    assert len(requests) == -(-len(ends) // max_candidates)
+    assert all(len(request.candidates) == max_candidates for request in requests[:-1])
 
 
 @pytest.mark.parametrize("max_events", [2, 3, 8])

@@ -81,6 +81,12 @@ def staircase() -> RequestLayout:
     return RequestLayout.from_lengths([64, 9], [[8 + i % 5 for i in range(22)], [2, 1, 3]], [ends, [9, 0, 4]])
 
 
+def no_history(causal: bool = True) -> RequestLayout:
+    """Requests without any history: one of many candidates, which need several blocks, and two small ones."""
+    lengths = [[6 + i % 7 for i in range(40)], [3], [1, 4]]
+    return RequestLayout.from_lengths([0, 0, 0], lengths, [[0] * len(n) for n in lengths], causal=causal)
+
+
 def token_ids(layout: RequestLayout, vocabulary: int = VOCABULARY) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(5, vocabulary, layout.length))
 

@@ -17,6 +17,7 @@ from tests.model.models import (
     largest_difference,
     largest_parameter_difference,
     make_model,
+    no_history,
     outputs_and_gradients,
     relative,
     shared_end,
@@ -33,11 +34,13 @@ CASES = [
     ("stories", "shared_end"),
     ("stories", "staircase"),
     ("bert", "shared_end"),
+    ("nano", "no_history"),
+    ("bert", "no_history"),
 ]
 
 
 def make_layout(name: str, causal: bool) -> RequestLayout:
-    return staircase() if name == "staircase" else shared_end(causal)
+    return staircase() if name == "staircase" else {"shared_end": shared_end, "no_history": no_history}[name](causal)
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)

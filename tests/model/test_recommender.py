@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from tests.training import small_backbone
 
 REQUESTS = [make_request(n) for n in range(8)]
 BATCH = make_batch(REQUESTS, tokens=True)
+HISTORY = [int(request["event_tokens"].sum()) for request in REQUESTS]
 KEY = DropoutKey(0, 3)
 
 
@@ -116,6 +118,19 @@ def test_absent_categories_do_not_count() -> None:
     assert torch.equal(read(one), weight[2])
     torch.testing.assert_close(read(two), (weight[2] + weight[3]) / 2)
     assert read(torch.full_like(one, -1)).abs().sum() == 0
+
+
+def test_without_any_event_candidates_are_scored_as_those_that_see_none() -> None:
+    unseen = [{**request, "candidate_events": np.zeros_like(request["candidate_events"])} for request in REQUESTS]
+    none = {"events": 0, "event_tokens": np.zeros(0, int), "event_item": np.zeros(0, int)}
+    none["event_feedback"] = np.zeros((0, 3), np.float32)
+    without = [{**request, **none, "tokens": request["tokens"][h:]} for request, h in zip(unseen, HISTORY, strict=True)]
+    model = build()
+    found = outputs(model, batch=make_batch(without, tokens=True))
+    torch.testing.assert_close(found, outputs(model, batch=make_batch(unseen, tokens=True)))
+    found.sum().backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
 
 
 def test_without_candidates_every_parameter_gets_a_gradient_of_zero() -> None:

@@ -61,7 +61,6 @@ def encode(
     encoder = _Encoder(
         bucket=bucket,
         events=events,
-        ends=ends,
         event_tokens=event_tokens,
         candidate_tokens=candidate_tokens,
         numbers=numbers,
@@ -94,6 +93,8 @@ class _Plan:
     """int64 [R] events `first : stop` of the user"""
     candidates: Ragged
     """Positions in the bucket's candidates"""
+    seen: Array
+    """int64 [C]: how many events of its request each candidate sees, in the order of `candidates.values`"""
 
 
 def _history(bucket: Bucket, run: Run) -> tuple[Events, Array, Array]:
@@ -107,7 +108,7 @@ def _history(bucket: Bucket, run: Run) -> tuple[Events, Array, Array]:
 
 def _plan(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: bool) -> _Plan:
     starts = bucket.candidates.starts
-    user, first, stop, members = [], [], [], []
+    user, first, stop, members, seen = [], [], [], [], []
     for u in range(len(bucket.rows.users)):
         mine = starts[u] + np.flatnonzero(bucket.split[starts[u] : starts[u + 1]] == split)
         for window in windows(ends[mine], run.history, shared_end):
@@ -115,8 +116,9 @@ def _plan(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: bool) -
             first.append(window.first)
             stop.append(window.stop)
             members.append(mine[window.candidates])
-    integers = [np.array(values, dtype=np.int64) for values in (user, first, stop)]
-    return _Plan(integers[0], integers[1], integers[2], Ragged.of(members, np.int64))
+            seen.append(window.seen)
+    user_of, begins, stops = (np.array(values, dtype=np.int64) for values in (user, first, stop))
+    return _Plan(user_of, begins, stops, Ragged.of(members, np.int64), Ragged.of(seen, np.int64).values)
 
 
 def _event_tokens(
@@ -161,7 +163,6 @@ class _Encoder:
 
     bucket: Bucket
     events: Events
-    ends: Array
     event_tokens: Ragged
     candidate_tokens: Ragged
     numbers: Array
@@ -178,7 +179,6 @@ class _Encoder:
         row = candidates.row[c]
         history = self.event_tokens.take(e).regroup(counts)
         own = self.candidate_tokens.take(c)
-        seen = self.ends[c] - np.repeat(plan.first, plan.candidates.lengths)
         uid_row = rows.row_id[candidates.row[plan.candidates.values[plan.candidates.offsets[:-1]]]]
         columns: dict[str, pa.Array] = {
             "request_uid": pa.array(uid_row),
@@ -191,7 +191,7 @@ class _Encoder:
             "event_feedback": _lists(self.events.feedback[e], counts, np.float32),
             "candidate_ids": own.regroup(plan.candidates.lengths).to_arrow(),
             "candidate_ends": _lists(_running(own.lengths, plan.candidates.lengths), plan.candidates.lengths, np.int32),
-            "candidate_events": _lists(seen, plan.candidates.lengths, np.int32),
+            "candidate_events": _lists(plan.seen, plan.candidates.lengths, np.int32),
             "item": _strings([rows.items[i] for i in rows.item[row]], plan.candidates.offsets),
             "item_index": _lists(self.item_rows[rows.item[row]], plan.candidates.lengths, np.int32),
             "time": _lists(rows.time[row], plan.candidates.lengths, np.int64),
@@ -202,12 +202,12 @@ class _Encoder:
         }
         tokens = history.lengths + own.regroup(plan.candidates.lengths).lengths
         lengths = {"tokens": tokens.astype(np.int32), "candidates": plan.candidates.lengths.astype(np.int32)}
-        return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, seen, own)
+        return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, own)
 
-    def _longest(self, plan: _Plan, e: Array, counts: Array, tokens: Array, seen: Array, own: Ragged) -> dict[str, int]:
+    def _longest(self, plan: _Plan, e: Array, counts: Array, tokens: Array, own: Ragged) -> dict[str, int]:
         before = np.concatenate([[0], np.cumsum(self.event_tokens.lengths[e])])
         first = np.repeat(offsets_of(counts)[:-1], plan.candidates.lengths)
-        position = before[first + seen] - before[first] + own.lengths
+        position = before[first + plan.seen] - before[first] + own.lengths
         return {"request": int(tokens.max(initial=0)), "position": int(position.max(initial=0))}
 
 
