@@ -1,0 +1,119 @@
+"""Who stops poor trials: Ray Tune's schedulers, in units of evaluations of the validation split.
+
+They read `evaluation` (1, 2, ...) and the first objective of each report; where that is undefined, a report must
+carry NaN, which stops nothing (`hyperband` ranks it anywhere). With several objectives the first one decides.
+
+    none        every trial runs to its end
+    asha        asynchronous successive halving (arXiv 1810.05934): rungs at grace, grace * reduction, ...; at each one
+                a trial goes on if it is among the best 1 / reduction of those that came there before it
+    hyperband   synchronous halving in brackets (arXiv 1603.06560): trials wait, paused, for those of their bracket, so
+                it wants as many at a time as a bracket has, and trials that resume from checkpoints
+    median      stops a trial whose best is below the median of the others' means up to there (Vizier)
+    pbt         `search.population`; with more trials than run at a time they take turns, paused at checkpoints
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from mtrec_ray.config import Run
+from mtrec_ray.errors import ConfigError
+from mtrec_ray.search.objectives import Objective
+from mtrec_ray.search.population import Population, check_population
+from mtrec_ray.search.records import TrialRecord
+from mtrec_ray.search.space import Space
+
+TIME = "evaluation"
+
+
+def make_scheduler(run: Run, space: Space, objectives: Sequence[Objective], evaluations: int) -> TrialScheduler:
+    """The scheduler of `run.tune`; `evaluations`: how many a trial has that nothing stops.
+
+    Raises:
+        ConfigError: too few evaluations for it to decide anything, or settings that it cannot follow.
+    """
+    name, tune = run.tune.scheduler, run.tune
+    if name == "none":
+        return FIFOScheduler()
+    first: dict[str, Any] = {"metric": objectives[0].key, "mode": objectives[0].mode}
+    if name == "pbt":
+        check_population(run, space)
+        _check_evaluations(run, evaluations)
+        return Population(run, space, **first)
+    if name == "hyperband":
+        _check_hyperband(run, evaluations)
+        return HyperBandScheduler(time_attr=TIME, max_t=evaluations, reduction_factor=tune.reduction, **first)
+    _check_evaluations(run, evaluations)
+    if name == "median":
+        # Never yielding to others: a pause costs a restart from a checkpoint, and there is nothing to be gained by it.
+        return MedianStoppingRule(time_attr=TIME, grace_period=tune.grace, min_time_slice=math.inf, **first)  # type: ignore[arg-type]
+    # No rung at the last evaluation, where there is nothing left to save: a trial that came there has finished.
+    return ASHAScheduler(
+        time_attr=TIME,
+        max_t=evaluations - 1,
+        grace_period=tune.grace,
+        reduction_factor=tune.reduction,
+        stop_last_trials=False,
+        **first,
+    )
+
+
+def _check_evaluations(run: Run, evaluations: int) -> None:
+    if run.tune.grace >= evaluations:
+        raise ConfigError(
+            f"tune.scheduler: {run.tune.scheduler} decides nothing: a trial has {_times(evaluations)}, and tune.grace "
+            f"is {run.tune.grace}. Raise train.evaluations_per_epoch, lower tune.grace, or set tune.scheduler: none."
+        )
+
+
+def _check_hyperband(run: Run, evaluations: int) -> None:
+    if run.tune.grace != 1:
+        raise ConfigError(
+            f"tune.grace is {run.tune.grace}, but hyperband sets its own rungs from the evaluations of a trial; remove "
+            "tune.grace, or take tune.scheduler: asha."
+        )
+    if evaluations < run.tune.reduction:
+        raise ConfigError(
+            f"tune.scheduler: hyperband decides nothing: a trial has {_times(evaluations)}, fewer than tune.reduction, "
+            f"{run.tune.reduction}. Raise train.evaluations_per_epoch or set tune.scheduler: none."
+        )
+
+
+def _times(evaluations: int) -> str:
+    return f"{evaluations} evaluation{'' if evaluations == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class _PastTrial:
+    """What `asha` and `median` look at of a trial."""
+
+    trial_id: str
+
+
+def replay(scheduler: TrialScheduler, records: Iterable[TrialRecord]) -> None:
+    """Shows a new scheduler the trials of an earlier start that have ended, which Ray itself does not keep for it.
+
+    So the rungs of `asha` and the medians of `median` are those of the whole search. The other schedulers start anew.
+    """
+    if not isinstance(scheduler, ASHAScheduler | MedianStoppingRule):
+        return
+    for record in records:
+        if record.status == "running":
+            continue
+        trial = _PastTrial(record.trial_id)
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        for report in record.reports:
+            scheduler.on_trial_result(None, trial, _defined(report))  # type: ignore[arg-type]
+
+
+def _defined(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in report.items()}

@@ -1,0 +1,129 @@
+"""Which paths of a config can be searched, and why others cannot.
+
+All trials of a search share the prepared data and the backbone's starting weights, are judged by the same metric on
+the same rows, and differ in what is learned. What would break one of these is refused.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.preparing.fingerprint import settings
+from mtrec_ray.errors import ConfigError
+from mtrec_ray.train.pretrained import NANO, NONE, backbone_folder
+
+LOGS = "what the logs say is prepared once, before the first trial"
+RULER = "trials are compared by it"
+SPEED = "it changes how fast a step is, not what is learned"
+LENGTH = "trials must have equally many evaluations to be compared on the way"
+FIXED = {
+    "name": "each trial has its own name",
+    "seed": "a seed that wins is luck and carries over to no other data",
+    "plugins": "they are imported once",
+    "data": LOGS,
+    "split": LOGS,
+    "pretrain": "the backbone is pretrained once, before the first trial",
+    "evaluate": "it is used after the search",
+    "cluster": "it says what the search may use",
+    "tune": "it is the search itself",
+    "train.metric": RULER,
+    "train.evaluations_per_epoch": LENGTH,
+    "train.micro_tokens": SPEED,
+    "train.log_every": "it changes nothing that is learned",
+    "backbone.packing": SPEED,
+    "engine.name": SPEED,
+    "engine.zero_stage": SPEED,
+    "engine.offload": SPEED,
+    "engine.activation_checkpointing": SPEED,
+}
+"""Paths, or the parts they belong to, with the reason why they are not searched."""
+LENGTHS = ("train.epochs", "train.max_steps")
+SEARCHED = (
+    "train.learning_rate.*, train.weight_decay.*, train.batch_requests and the like; tasks.<name>.weight; adapter.*; "
+    "towers.*; features.*_dim, features.hidden and dropout; engine.optimizer"
+)
+
+
+def leaves(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted path of a config with its value; names of tasks are parts of paths."""
+    for name in type(part).model_fields:
+        value, path = getattr(part, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{path}.")
+        elif isinstance(value, dict) and value and all(isinstance(entry, BaseModel) for entry in value.values()):
+            for key, entry in value.items():
+                yield from leaves(entry, f"{path}.{key}.")
+        else:
+            yield path, value
+
+
+def check_path(where: str, path: str, run: Run) -> None:
+    """Raises `ConfigError`, opening with `where`, if `path` is no value of the config, or one that is not searched."""
+    known = [name for name, _ in leaves(run)]
+    if path not in known:
+        inside = [name for name in known if name.startswith(f"{path}.")]
+        if inside:
+            raise ConfigError(
+                f"{where}: '{path}' is a part of the config, not a value; choose from {', '.join(inside)}."
+            )
+        near = difflib.get_close_matches(path, [name for name in known if _reason(name, run) is None], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "write it as train.learning_rate.towers or tasks.like.weight."
+        raise ConfigError(f"{where}: the config has no value '{path}'; {hint}")
+    reason = _reason(path, run)
+    if reason is not None:
+        raise ConfigError(f"{where} is not searched: {reason}. Searched can be {SEARCHED}.")
+
+
+def _reason(path: str, run: Run) -> str | None:
+    parts = path.split(".")
+    opening = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    if path in LENGTHS and run.tune.scheduler != "none":
+        return f"{LENGTH}; with tune.scheduler: none it can be"
+    return next((FIXED[part] for part in opening if part in FIXED), None)
+
+
+def check_shared(where: str, run: Run, other: Run) -> None:
+    """Raises `ConfigError` if `other`, a trial of the search of `run`, could not share with it what is made once."""
+    if settings(run) != settings(other):
+        raise ConfigError(
+            f"{where} changes the prepared data, which all trials share: run a search per value with --set. Searched "
+            f"can be {SEARCHED}."
+        )
+    if _start(other) not in (None, _start(run)):
+        raise ConfigError(
+            f"{where} changes the pretrained backbone, from which all trials start: run a search per value with --set, "
+            "or search it with backbone.pretrained: false."
+        )
+
+
+def _start(run: Run) -> str | None:
+    """Which weights have to be there before the first step."""
+    return backbone_folder(run, "") if run.backbone.name == NANO and run.backbone.pretrained else None
+
+
+def idle(path: str, runs: Iterable[Run]) -> str | None:
+    """Why `path` would change nothing in any of `runs`; None if it does in one."""
+    reasons = {_idle(path, run) for run in runs}
+    return None if None in reasons else next(iter(reasons))
+
+
+def _idle(path: str, run: Run) -> str | None:
+    part, _, field = path.partition(".")
+    of_adapters = part == "adapter" or path in ("train.learning_rate.adapters", "train.weight_decay.adapters")
+    if run.backbone.name == NONE and (of_adapters or (part == "backbone" and field != "name")):
+        return "backbone.name is none"
+    if part == "adapter" and field != "kind" and run.adapter.kind != "lora":
+        return f"adapter.kind is {run.adapter.kind}"
+    if of_adapters and part == "train" and run.adapter.kind == "frozen":
+        return "adapter.kind is frozen"
+    if path == "features.id_dropout" and not (run.features.user_dim or run.features.item_dim):
+        return "features.user_dim and features.item_dim are 0"
+    if (
+        path in ("backbone.width", "backbone.layers", "backbone.heads", "backbone.vocab_size")
+        and run.backbone.name != NANO
+    ):
+        return f"backbone.name is {run.backbone.name}"
+    return None
