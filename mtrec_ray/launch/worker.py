@@ -14,14 +14,12 @@ from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import Order
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.stream import Step, StepStream
-from mtrec_ray.engine.base import Engine, build_engine
+from mtrec_ray.engine.base import Engine
 from mtrec_ray.launch.jobs import use_threads
 from mtrec_ray.launch.relay import Relay
-from mtrec_ray.model.probe import choose_mode
-from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.registry import import_plugins
 from mtrec_ray.train import checkpoint
-from mtrec_ray.train.building import BackboneBuilder, reads_causally
+from mtrec_ray.train.building import BackboneBuilder, open_engine, reads_causally
 from mtrec_ray.train.context import RayContext
 from mtrec_ray.train.evaluation import score, users_of
 from mtrec_ray.train.scoring import predictions_table, write_predictions
@@ -51,14 +49,12 @@ def score_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
     """Scores valid and test with the run's best checkpoint; rank 0 writes."""
     worker = _Worker(relay, run, prepared, run_folder, title)
     manifest, context = worker.manifest, worker.context
-    engine = build_engine(run, lambda: Recommender(worker.build_backbone(), manifest, run), context.device)
+    engine, unpacked = open_engine(run, manifest, context.device, worker.build_backbone)
     with tempfile.TemporaryDirectory() as folder:
         best = checkpoint.read(checkpoint.fetch(f"{context.run_folder}/checkpoint", Path(folder) / "best"))
+    if unpacked is not None and worker.leads:
+        relay.say(unpacked)
     backbone: Any = engine.model.backbone
-    if backbone is not None:
-        unpacked = choose_mode(backbone, run.backbone.packing).note
-        if unpacked is not None and worker.leads:
-            relay.say(unpacked)
     checkpoint.load_weights(engine, best, None if backbone is None else backbone.checksum())
     worker.predict(engine)
     engine.close()

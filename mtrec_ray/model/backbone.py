@@ -1,8 +1,9 @@
 """The shared language model: token ids of a packed row in, one vector per candidate out."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -75,13 +76,16 @@ class Backbone(nn.Module):
             self.model.set_attn_implementation(wanted)
         self._mode: Mode = mode
 
-    def enable_checkpointing(self) -> None:
-        """Saves only the inputs of each layer in training and computes the rest again in the backward pass."""
+    def enable_checkpointing(self, contexts: Callable[[], tuple[Any, Any]] | None = None) -> None:
+        """Saves only the inputs of each layer in training and computes the rest again in the backward pass.
+
+        `contexts`: what forward pass and recomputation are put in, by default that of the adapters' dropout.
+        """
         self.model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={
                 "use_reentrant": False,
                 "preserve_rng_state": False,  # nothing in the model draws from it
-                "context_fn": self.dropout.checkpoint_contexts,
+                "context_fn": contexts or self.dropout.checkpoint_contexts,
             }
         )
 
@@ -129,11 +133,21 @@ class Backbone(nn.Module):
     def _forward_packed(
         self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None
     ) -> torch.Tensor:
-        positions = layout.positions() + self._position_offset
         with self.dropout.use(key, None if uids is None else uids[None]):
-            hidden = self.model(
-                input_ids=ids[None], position_ids=positions[None], request_layout=layout, **self._no_cache()
-            ).last_hidden_state[0]
+            hidden = self.read_packed(ids, layout)
+        return self.pool_packed(hidden, layout)
+
+    def read_packed(self, ids: torch.Tensor, layout: RequestLayout) -> torch.Tensor:
+        """Last hidden states of a packed row [L, hidden_size]."""
+        positions = layout.positions() + self._position_offset
+        outputs = self.model(
+            input_ids=ids[None], position_ids=positions[None], request_layout=layout, **self._no_cache()
+        )
+        hidden: torch.Tensor = outputs.last_hidden_state[0]
+        return hidden
+
+    def pool_packed(self, hidden: torch.Tensor, layout: RequestLayout) -> torch.Tensor:
+        """Hidden states [L, hidden_size] -> [C, hidden_size]."""
         return self._pool(hidden, layout.candidate_start, layout.candidate_length, layout)
 
     def _forward_separate(

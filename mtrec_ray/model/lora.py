@@ -70,7 +70,7 @@ def find_targets(
 ) -> list[str]:
     """Full names of the linear modules that `targets` and `top_layers` choose, in the model's order."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    stack = _layer_stack(model)
+    stack = layer_stack(model)
     if targets in (ALL_LINEAR, "auto"):
         chosen = [name for name in linear if name.startswith(f"{stack}.")]
     elif isinstance(targets, str):
@@ -146,7 +146,7 @@ def _set_precision(layer: LoraLayer) -> None:
         part.to(dtype=dtype, device=weight.device)
 
 
-def _layer_stack(model: PreTrainedModel) -> str:
+def layer_stack(model: PreTrainedModel) -> str:
     """Name of the list of the model's layers, as `layers` or `encoder.layer`."""
     depth = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():

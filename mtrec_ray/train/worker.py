@@ -13,16 +13,17 @@ from torch import nn
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.engine.base import Engine, build_engine
-from mtrec_ray.model.probe import choose_mode
-from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.engine.base import Engine
 from mtrec_ray.multitask.losses import Objective
 from mtrec_ray.train import checkpoint
+from mtrec_ray.train.building import open_engine
 from mtrec_ray.train.context import Context
 from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, chosen_metric, flat, score, task_metrics
 from mtrec_ray.train.loop import Recipe, StepData, training_steps
 from mtrec_ray.train.meters import Meter, MetricsLog, rates
 from mtrec_ray.train.stopping import Stopping
+
+OpenEngine = Callable[..., tuple[Engine, str | None]]
 
 
 class StepSource(Protocol):
@@ -66,8 +67,9 @@ def fit(
     data: TrainingData,
     context: Context,
     build_backbone: Callable[[], nn.Module | None],
+    open_engine: OpenEngine = open_engine,
 ) -> Fitted:
-    """Trains until the steps are done or patience ends; every rank calls it.
+    """Trains until the steps are done or patience ends; every rank calls it. `open_engine`: see `train.building`.
 
     Starts from the context's latest checkpoint if there is one, and then goes on as if it had never stopped.
 
@@ -76,8 +78,7 @@ def fit(
     """
     weights = {name: task.weight for name, task in run.tasks.items()}
     metric = chosen_metric(run, manifest)  # before the backbone is loaded: it may be wrong
-    engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run), context.device)
-    unpacked = _choose_packing(run, engine)
+    engine, unpacked = open_engine(run, manifest, context.device, build_backbone)
     fitting = _Fitting(run, manifest, data, context, engine, metric)
     fitting.resume()
     if unpacked is not None:
@@ -101,15 +102,6 @@ def fit(
             if fitting.stopping.stop:
                 break
     return fitting.finish()
-
-
-def _choose_packing(run: Run, engine: Engine) -> str | None:
-    """Packs requests if the loaded model allows it, else gives the reason.
-
-    Not earlier, for at ZeRO-3 only the engine can run the model.
-    """
-    backbone: Any = engine.model.backbone
-    return None if backbone is None else choose_mode(backbone, run.backbone.packing).note
 
 
 @dataclass

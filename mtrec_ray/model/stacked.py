@@ -1,0 +1,332 @@
+"""Stacked trials: one frozen backbone, and for each of several trials its own adapters, run as one packed row.
+
+The rows of the trials are laid one after the other. The frozen weights of a layer read all of them at once; a trial's
+adapter reads and changes the trial's own tokens only. Trials that read the same batch share all layers below the first
+adapted one (the trunk): there the batch is in the row once, and at that layer it is repeated for each trial.
+
+A trial's model is built as it would be alone: `slot` copies the backbone's structure without its weights and lets
+`model.lora` put the adapters in. So names and first values of the trained weights are those of a training alone.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from mtrec_ray.model.backbone import Backbone
+from mtrec_ray.model.dropout import DropoutContext, DropoutKey
+from mtrec_ray.model.layout import RequestLayout
+from mtrec_ray.model.lora import ADAPTER, layer_stack, lora_layers
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one trial asks the backbone to read: see `Backbone.forward`."""
+
+    slot: "SlotBackbone"
+    ids: Tensor
+    layout: RequestLayout
+    key: DropoutKey | None
+    token_uids: Tensor | None
+
+
+@dataclass
+class _Row:
+    """The row that passes through the layers: one span of tokens per part, and what the trunk needs to repeat."""
+
+    parts: Sequence[Part] = ()
+    spans: Sequence[tuple[int, int]] = ()
+    """Tokens of each part, once they are repeated"""
+    shared: bool = False
+    """Whether the trunk holds batches that several parts read"""
+    first_layer: int = 0
+    """Where the tokens are repeated"""
+    trunk_length: int = 0
+    repeat: Tensor | None = None
+    """int64 [L] place in the trunk of each token"""
+    layout: RequestLayout | None = None
+    """Of the row after the tokens are repeated"""
+
+
+@dataclass
+class _State:
+    """What the layers of the shared model know of the row; see `DropoutContext`."""
+
+    row: _Row = field(default_factory=_Row)
+
+    @contextmanager
+    def use(self, row: _Row) -> Iterator[None]:
+        before, self.row = self.row, row
+        try:
+            yield
+        finally:
+            self.row = before
+
+    def checkpoint_contexts(self) -> tuple[Any, Any]:
+        return self.use(self.row), self.use(self.row)
+
+
+class StackedBackbone:
+    """A frozen `Backbone` without adapters of its own, in mode `packed`, read by several trials at once."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        if any(p.requires_grad for p in backbone.parameters()) or next(lora_layers(backbone.model), None):
+            raise ValueError("trials can only be stacked on a frozen backbone without adapters")
+        self.backbone = backbone
+        self._state = _State()
+        stack = layer_stack(backbone.model)
+        self._prefix = f"{stack}."
+        layers: Any = backbone.model.get_submodule(stack)
+        self._depth = len(layers)
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(self._repeater(number), with_kwargs=True)
+
+    def slot(self, adapt: Callable[[Backbone], None]) -> "SlotBackbone":
+        """A place for one trial; `adapt` adds the trial's adapters to a backbone, as for a training alone."""
+        skeleton = _without_weights(self.backbone)
+        adapt(skeleton)
+        if any(p.requires_grad for n, p in skeleton.named_parameters() if "lora_" not in n):
+            raise ValueError("trials that train the backbone's own weights cannot be stacked")
+        adapters = dict(lora_layers(skeleton.model))
+        for name in adapters:
+            self._make_stacked(name)
+        return SlotBackbone(skeleton, adapters, self._lowest(adapters))
+
+    def forward(self, parts: Sequence[Part], training: bool) -> list[Tensor]:
+        """[C, hidden_size] of each part, as `Backbone.forward` would give it to the trial alone."""
+        backbone = self.backbone
+        backbone.train(training)
+        row, ids, trunk = self._row(parts)
+        largest = int(ids.max()) if ids.device.type == "cpu" else None
+        backbone.check_capacity(largest, trunk.largest_position)
+        with self._state.use(row):
+            hidden = backbone.read_packed(ids, trunk)
+        assert row.layout is not None
+        if row.repeat is not None and row.first_layer == self._depth:
+            hidden = hidden.index_select(0, row.repeat)
+        pooled = backbone.pool_packed(hidden, row.layout)
+        return list(pooled.split([part.layout.num_candidates for part in parts]))
+
+    def enable_checkpointing(self) -> None:
+        """As `Backbone.enable_checkpointing`, with what the stacked layers need in the recomputation."""
+        self.backbone.enable_checkpointing(self._state.checkpoint_contexts)
+
+    def _make_stacked(self, name: str) -> None:
+        model = self.backbone.model
+        module = model.get_submodule(name)
+        if not isinstance(module, StackedLinear):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, StackedLinear(module, name, self._state))
+
+    def _lowest(self, adapters: dict[str, LoraLayer]) -> int:
+        """The first layer that an adapter changes; what lies outside the layers counts as below all of them."""
+        inside = [name.removeprefix(self._prefix) for name in adapters if name.startswith(self._prefix)]
+        if len(inside) < len(adapters):
+            return 0
+        return min((int(name.split(".")[0]) for name in inside), default=self._depth)
+
+    def _row(self, parts: Sequence[Part]) -> tuple[_Row, Tensor, RequestLayout]:
+        """The row, and token ids and layout of its trunk."""
+        layout = join(part.layout for part in parts)
+        lengths = [part.layout.length for part in parts]
+        ends = np.cumsum(lengths)
+        spans = [(int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True)]
+        first_layer = min((part.slot.first_layer for part in parts), default=0)
+        distinct, which = _distinct(parts)
+        if len(distinct) == len(parts) or first_layer == 0:
+            return _Row(parts, spans, layout=layout), torch.cat([part.ids for part in parts]), layout
+        offsets = np.concatenate([[0], np.cumsum([part.layout.length for part in distinct])])
+        repeat = np.concatenate([np.arange(offsets[d], offsets[d + 1]) for d in which])
+        row = _Row(
+            parts,
+            spans,
+            shared=True,
+            first_layer=first_layer,
+            trunk_length=int(offsets[-1]),
+            repeat=torch.from_numpy(repeat).to(parts[0].ids.device),
+            layout=layout,
+        )
+        return row, torch.cat([part.ids for part in distinct]), join(part.layout for part in distinct)
+
+    def _repeater(self, number: int) -> Any:
+        """The hook of layer `number`: repeats the hidden states at `first_layer`, and from there on all else."""
+
+        def repeat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            row = self._state.row
+            if not row.shared or number < row.first_layer:
+                return None
+            first = number == row.first_layer
+            args = tuple(_repeated(value, row) if first or i else value for i, value in enumerate(args))
+            kwargs = {
+                name: value if name == "hidden_states" and not first else _repeated(value, row)
+                for name, value in kwargs.items()
+            }
+            return args, kwargs
+
+        return repeat
+
+
+class SlotBackbone(nn.Module):
+    """One trial's view of a stacked backbone: its adapters, and a `forward` that asks for a place in the next row.
+
+    `ask` is set by whoever lets the trials meet (`train.stack`). In training the hidden states that it gives are a
+    leaf of the trial's graph; `pending` holds them with those of the row, until the trial's backward pass is done.
+    """
+
+    def __init__(self, skeleton: Backbone, adapters: dict[str, LoraLayer], first_layer: int) -> None:
+        super().__init__()
+        self.model = skeleton.model
+        self.hidden_size = skeleton.hidden_size
+        self.first_layer = first_layer
+        self.dropout: DropoutContext = skeleton.dropout
+        self.ask: Callable[[Part], Tensor] | None = None
+        self.pending: tuple[Tensor, Tensor] | None = None
+        self._adapters = adapters
+        self._checksum = skeleton.checksum()
+
+    def checksum(self) -> str:
+        return self._checksum
+
+    def adapter(self, name: str) -> LoraLayer | None:
+        """The trial's adapter of the linear module `name`, if it has one there."""
+        return self._adapters.get(name)
+
+    def forward(
+        self,
+        ids: Tensor,
+        layout: RequestLayout,
+        *,
+        key: DropoutKey | None = None,
+        token_uids: Tensor | None = None,
+    ) -> Tensor:
+        if self.ask is None:
+            raise ValueError("this trial belongs to no stack")
+        hidden = self.ask(Part(self, ids, layout, key, token_uids))
+        if not hidden.requires_grad:
+            return hidden
+        leaf = hidden.detach().requires_grad_()
+        self.pending = (hidden, leaf)
+        return leaf
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear module of the shared model, and on each trial's tokens the trial's own low-rank update."""
+
+    def __init__(self, base: nn.Module, name: str, state: _State) -> None:
+        super().__init__()
+        self.base_layer = base
+        self._name, self._state = name, state
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, L, in] -> [1, L, out]"""
+        out: Tensor = self.base_layer(x)
+        row = self._state.row
+        adapters = [part.slot.adapter(self._name) for part in row.parts]
+        if all(adapter is None for adapter in adapters):
+            return out  # also in the trunk, whose tokens are not those of the spans
+        pieces = []
+        for part, adapter, (start, stop) in zip(row.parts, adapters, row.spans, strict=True):
+            own = out[:, start:stop]
+            pieces.append(own if adapter is None else own + _update(adapter, x[:, start:stop], part).to(out.dtype))
+        return torch.cat(pieces, dim=1)
+
+
+def join(layouts: Any) -> RequestLayout:
+    """The layout of rows laid one after the other, on the device of the first."""
+    layouts = list(layouts)
+    if len(layouts) == 1:
+        only: RequestLayout = layouts[0]
+        return only
+    counts = [np.bincount(part.host["candidate_request"], minlength=part.num_requests) for part in layouts]
+    joined = RequestLayout.from_arrays(
+        np.concatenate([part.host["history_length"] for part in layouts]),
+        np.concatenate(counts),
+        np.concatenate([part.host["candidate_length"] for part in layouts]),
+        np.concatenate([part.host["candidate_end"] for part in layouts]),
+        causal=layouts[0].causal,
+    )
+    return joined.to(layouts[0].device)
+
+
+def _update(adapter: LoraLayer, x: Tensor, part: Part) -> Tensor:
+    """The low-rank update as PEFT computes it, with the trial's own dropout."""
+    down: nn.Linear = adapter.lora_A[ADAPTER]  # type: ignore[assignment]
+    up: nn.Linear = adapter.lora_B[ADAPTER]  # type: ignore[assignment]
+    uids = None if part.token_uids is None else part.token_uids[None]
+    with part.slot.dropout.use(part.key, uids):
+        x = adapter.lora_dropout[ADAPTER](x.to(down.weight.dtype))
+    update: Tensor = up(down(x)) * adapter.scaling[ADAPTER]
+    return update
+
+
+def _distinct(parts: Sequence[Part]) -> tuple[list[Part], list[int]]:
+    """Parts with different batches, and for each part which of them is its own.
+
+    A batch that was moved to another device keeps the host side of its layout, by which it is known.
+    """
+    distinct: list[Part] = []
+    which = []
+    for part in parts:
+        same = (i for i, other in enumerate(distinct) if other.layout.host is part.layout.host)
+        place = next(same, len(distinct))
+        if place == len(distinct):
+            distinct.append(part)
+        which.append(place)
+    return distinct, which
+
+
+def _repeated(value: Any, row: _Row) -> Any:
+    """What a layer is given, for the tokens of all parts instead of those of the trunk."""
+    if isinstance(value, RequestLayout):
+        return row.layout
+    if isinstance(value, tuple):
+        return tuple(_repeated(one, row) for one in value)
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == row.trunk_length:
+        assert row.repeat is not None
+        return value.index_select(1, row.repeat)
+    return value
+
+
+def _without_weights(backbone: Backbone) -> Backbone:
+    """A copy of the structure whose weights are one number each, seen in the weights' shapes."""
+    memo: dict[int, Any] = {}
+    for parameter in backbone.parameters():
+        stand_in = torch.zeros(1, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
+        memo[id(parameter)] = nn.Parameter(stand_in, requires_grad=False)
+    with _unhooked(backbone), _plain_linears(backbone):
+        skeleton: Backbone = copy.deepcopy(backbone, memo)
+    return skeleton
+
+
+@contextmanager
+def _unhooked(backbone: Backbone) -> Iterator[None]:
+    """Hooks belong to the shared model; a copy must not hold on to it."""
+    kept = [(module, module._forward_pre_hooks) for module in backbone.modules() if module._forward_pre_hooks]
+    for module, _ in kept:
+        module._forward_pre_hooks = type(module._forward_pre_hooks)()
+    try:
+        yield
+    finally:
+        for module, hooks in kept:
+            module._forward_pre_hooks = hooks
+
+
+@contextmanager
+def _plain_linears(backbone: Backbone) -> Iterator[None]:
+    """Adapters are put on the linear modules themselves, whatever other trials already have there."""
+    stacked = [(name, m) for name, m in backbone.model.named_modules() if isinstance(m, StackedLinear)]
+    for name, module in stacked:
+        parent, _, last = name.rpartition(".")
+        setattr(backbone.model.get_submodule(parent), last, module.base_layer)
+    try:
+        yield
+    finally:
+        for name, module in stacked:
+            parent, _, last = name.rpartition(".")
+            setattr(backbone.model.get_submodule(parent), last, module)
