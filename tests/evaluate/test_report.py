@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from mtrec_ray import config_file
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate.evaluate import evaluate_run
+from tests.evaluate.outline import outline_of
 from tests.evaluate.world import CONFIG, TASKS, write_log, write_predictions
 
 NOTE = "one sequence per candidate: BloomModel cannot be packed"
@@ -90,41 +90,9 @@ def test_constant_has_ne_one(evaluated):
     assert evaluated[1]["baselines"]["constant"]["like"]["ne"] == pytest.approx(1)
 
 
-class Outline(HTMLParser):
-    """Checks that tags close in order, and collects text, ids and what would be loaded from elsewhere."""
-
-    VOID = ("meta", "br", "hr", "img", "link", "input")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.ids, self.links, self.text, self.counts = [], [], [], [], {}
-
-    def handle_starttag(self, tag, attributes):
-        self.counts[tag] = self.counts.get(tag, 0) + 1
-        attributes = dict(attributes)
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        self.links += [attributes[key] for key in ("src", "href", "xlink:href") if key in attributes]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
 @pytest.fixture(scope="module")
 def outline(page):
-    parser = Outline()
-    parser.feed(page)
-    parser.close()
-    return parser
+    return outline_of(page)
 
 
 def test_the_page_is_well_formed(outline):
