@@ -1,7 +1,8 @@
 """Who stops poor trials: Ray Tune's schedulers, in units of evaluations of the validation split.
 
-They read `evaluation` (1, 2, ...) and the first objective of each report; where that is undefined, a report must
-carry NaN, which stops nothing (`hyperband` ranks it anywhere). With several objectives the first one decides.
+They read `evaluation` (1, 2, ...) and the first objective of each report, so with several objectives the first one
+decides. Where it is undefined a report must carry NaN: `asha` lets that pass, `median` takes it for poor, and
+`hyperband` ranks it anywhere.
 
     none        every trial runs to its end
     asha        asynchronous successive halving (arXiv 1810.05934): rungs at grace, grace * reduction, ...; at each one
@@ -13,7 +14,7 @@ carry NaN, which stops nothing (`hyperband` ranks it anywhere). With several obj
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,10 +111,8 @@ def replay(scheduler: TrialScheduler, records: Iterable[TrialRecord]) -> None:
         if record.status == "running":
             continue
         trial = _PastTrial(record.trial_id)
-        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
         for report in record.reports:
-            scheduler.on_trial_result(None, trial, _defined(report))  # type: ignore[arg-type]
-
-
-def _defined(report: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in report.items()}
+            if report.get(scheduler.metric) is not None:
+                # As if each report were a trial's last one, which both take down without deciding anything.
+                scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+                scheduler.on_trial_complete(None, trial, dict(report))  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.config_file import override, validate
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.search.applied import applied
 from mtrec_ray.search.distributions import Asked, between
 from mtrec_ray.search.entries import Entry, Values, ordered, read_entry
 from mtrec_ray.search.searchable import check_path, check_shared, idle, leaves
@@ -116,16 +116,16 @@ class Space:
         Raises:
             ConfigError: values that the config does not take.
         """
-        return _applied(run, values, "tune.space")
+        return applied(run, values)
 
     def probes(self, run: Run) -> Iterator[tuple[Entry, Run]]:
         """The config at the ends of each entry, all else being its own."""
         for entry in self.entries:
             for value in entry.distribution.probes():
-                yield entry, _applied(run, entry.spread(value), entry.where)
+                yield entry, applied(run, entry.spread(value), entry.where)
 
     def _check_values(self, run: Run) -> None:
-        own = _applied(run, {}, "tune.space")
+        own = applied(run, {})
         probed = list(self.probes(run))
         for entry in self.entries:
             mine = [probe for of, probe in probed if of is entry]
@@ -138,16 +138,6 @@ class Space:
                 reason = idle(path, [own, *others])
                 if reason:
                     raise ConfigError(f"{entry.where} changes nothing, since {reason}. Remove it, or change that.")
-
-
-def _applied(run: Run, values: Values, where: str) -> Run:
-    tree = run.model_dump(mode="json", exclude={"tune"})
-    for path, value in values.items():
-        override(tree, path, value)
-    try:
-        return validate(tree, where)
-    except ConfigError as error:
-        raise ConfigError(str(error).splitlines()[0] + " Give values that the config takes.") from None
 
 
 class _Random:

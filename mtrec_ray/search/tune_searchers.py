@@ -4,11 +4,9 @@ They see every parameter of the space as a number in [0, 1], or as a position am
 does not depend on which distributions each of them knows.
 """
 
-import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ray import tune
 from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
@@ -21,14 +19,11 @@ from mtrec_ray.search.sources import Exhausted
 from mtrec_ray.search.space import Space
 
 PACKAGES = {
-    "ax": ("ax", "ax-platform"),
     "bayesopt": ("bayes_opt", "bayesian-optimization==1.4.3"),
-    "hebo": ("hebo", "HEBO"),
     "hyperopt": ("hyperopt", "hyperopt"),
-    "nevergrad": ("nevergrad", "nevergrad"),
-    "zoopt": ("zoopt", "zoopt"),
 }
-"""Ray's short name -> module, and package to install. (`bohb` is not there: it wants a scheduler of its own.)"""
+"""Ray's short name -> module, and package to install: those that were tried with this version of Ray. `bohb` wants a
+scheduler of its own; the state of `nevergrad` cannot be saved, so that a search could not go on."""
 SEEDS = ("seed", "random_state_seed", "random_state")
 METRIC = "objective"
 
@@ -87,13 +82,7 @@ class RaySource:
 def _searcher(name: str, run: Run) -> Searcher:
     kind: Callable[..., Searcher] = SEARCH_ALG_IMPORT[name]()
     known = inspect.signature(kind).parameters
-    settings: dict[str, Any] = {key: run.seed for key in SEEDS if key in known}
-    if name == "zoopt":
-        settings["budget"] = run.tune.trials
-    if name == "nevergrad":
-        settings["optimizer_kwargs"] = {"budget": run.tune.trials, "num_workers": run.tune.max_concurrent or 1}
-        settings["optimizer"] = importlib.import_module("nevergrad").optimizers.NGOpt
-    return kind(**settings)
+    return kind(**{key: run.seed for key in SEEDS if key in known})
 
 
 class _Plan:
