@@ -166,6 +166,31 @@ def train(
 
 
 @app.command()
+def tune(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished search.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier search of the same name.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search values of the config, as `tune.space` says: task weights, learning rates, ranks, widths.
+
+    Writes every trial, a report with the trade-offs between tasks, and best.yaml, which `mtrec train` runs as it is.
+
+    \b
+    Examples:
+      mtrec tune run.yaml --set 'tune.space={tasks.like.weight: {loguniform: [0.1, 10]}}' --set tune.trials=16
+      mtrec tune run.yaml --resume
+      ray job submit --working-dir . -- python jobs/tune.py run.yaml
+    """
+    run = _load(config, config_option, overrides, verbose)
+    from mtrec_ray.launch.tune import tune
+
+    print(tune(run, resume=resume, overwrite=overwrite, config_path=str(config or config_option)))
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run, as runs/NAME.")],
     verbose: Verbose = False,

@@ -374,7 +374,7 @@ class Tune(Part):
     trials: PositiveInt = 24
     """The first one has the values of the config itself."""
     searcher: str = "auto"
-    """`random`, `grid`, `tpe`, `nsga2`, or one of Ray's by name; `auto` = `tpe`, with several objectives `nsga2`."""
+    """`random`, `grid`, `tpe`, `nsga2`, or one of Ray's by its name; `auto` = `tpe`."""
     objectives: list[str] = Field(default=["auto"], min_length=1)
     """Validation metrics, as `like/auc`; `auto` = `train.metric`. Several give a Pareto front; the first one steers."""
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "asha"

@@ -18,6 +18,7 @@ LAYERS = [
     {"engine"},
     {"evaluate"},
     {"train"},
+    {"search"},
     {"launch"},
     {"cli", "__main__"},
 ]

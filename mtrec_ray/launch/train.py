@@ -41,14 +41,19 @@ def train(run: Run, overwrite: bool = False) -> str:
 
 def train_prepared(run: Run, prepared: str, folder: RunFolder) -> None:
     """From a prepared folder to predictions in the run folder, those of the baseline `side_features` included."""
-    if run.backbone.name == pretrained.NANO and run.backbone.pretrained:
-        backbone = pretrained.backbone_folder(run, prepared)
-        if not pretrained.is_complete(backbone):
-            pretrain_prepared(run, prepared, backbone)
+    pretrain_if_needed(run, prepared)
     _train_one(run, prepared, folder, title="")
     if SIDE_FEATURES in run.evaluate.baselines and run.backbone.name != pretrained.NONE:
         below = RunFolder(f"{folder.path}/{SIDE_FEATURES}")
         _train_one(side_features_only(run), prepared, below, title="side features only: ")
+
+
+def pretrain_if_needed(run: Run, prepared: str) -> None:
+    """The weights that a run with the built-in backbone starts from, unless they are there."""
+    if run.backbone.name == pretrained.NANO and run.backbone.pretrained:
+        backbone = pretrained.backbone_folder(run, prepared)
+        if not pretrained.is_complete(backbone):
+            pretrain_prepared(run, prepared, backbone)
 
 
 def side_features_only(run: Run) -> Run:

@@ -1,7 +1,7 @@
 """What runs on every worker of a training or evaluation job: the parts are put together here, and nowhere else."""
 
-import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ SCORED = ("valid", "test")
 
 def train_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: str) -> dict[str, Any]:
     """Trains, then scores valid and test with the best weights. Rank 0 writes; its result is the run's summary."""
-    worker = _Worker(relay, run, prepared, run_folder, title)
-    train, valid = worker.stream("train"), worker.stream("valid")
-    data = TrainingData(worker.shown(train, "train"), valid, users_of(valid.order.shards))
-    fitted = fit(run, worker.manifest, data, worker.context, worker.build_backbone)
+    worker = Worker(relay, run, prepared, _ShowingContext(run_folder, relay), title)
+    data = worker.training_data()
+    shown = replace(data, train=worker.shown(data.train, "train"))
+    fitted = fit(run, worker.manifest, shown, worker.context, worker.build_backbone)
     worker.predict(fitted.engine)
     fitted.engine.close()
     return {
@@ -47,11 +47,11 @@ def train_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
 
 def score_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: str) -> None:
     """Scores valid and test with the run's best checkpoint; rank 0 writes."""
-    worker = _Worker(relay, run, prepared, run_folder, title)
+    worker = Worker(relay, run, prepared, _ShowingContext(run_folder, relay), title)
     manifest, context = worker.manifest, worker.context
     engine, unpacked = open_engine(run, manifest, context.device, worker.build_backbone)
-    with tempfile.TemporaryDirectory() as folder:
-        best = checkpoint.read(checkpoint.fetch(f"{context.run_folder}/checkpoint", Path(folder) / "best"))
+    with checkpoint.fetched(f"{context.run_folder}/checkpoint") as folder:
+        best = checkpoint.read(folder)
     if unpacked is not None and worker.leads:
         relay.say(unpacked)
     backbone: Any = engine.model.backbone
@@ -60,17 +60,17 @@ def score_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
     engine.close()
 
 
-class _Worker:
+class Worker:
     """One rank: its config, its streams, and whom it tells."""
 
-    def __init__(self, relay: Relay, run: Run, prepared: str, run_folder: str, title: str) -> None:
+    def __init__(self, relay: Relay, run: Run, prepared: str, context: RayContext, title: str = "") -> None:
         import_plugins(run.plugins)
         use_threads(run.cluster)
         self.run = run
         self.prepared = prepared
         self.relay = relay
         self.title = title
-        self.context = _ShowingContext(run_folder, relay)
+        self.context = context
         self.leads = self.context.world_rank == 0
         self.manifest: Manifest = load_manifest(prepared)
         self.build_backbone = BackboneBuilder(run, prepared, self.manifest)
@@ -83,7 +83,11 @@ class _Worker:
         order = open_order(self.prepared, source.settings)
         return StepStream(order, self.context.world_rank, self.collator, source)
 
-    def shown(self, stream: StepStream, what: str) -> "StepStream | _Shown":
+    def training_data(self) -> TrainingData:
+        valid = self.stream("valid")
+        return TrainingData(self.stream("train"), valid, users_of(valid.order.shards))
+
+    def shown(self, stream: Any, what: str) -> Any:
         return _Shown(stream, self.relay, f"{self.title}{what}") if self.leads else stream
 
     def predict(self, engine: Engine) -> None:

@@ -72,6 +72,10 @@ class TrialSearcher(Searcher):
         self._numbers[trial_id] = number
         return {TRIAL: {"number": number, "values": values}}
 
+    def end(self) -> None:
+        """Hands out no other trial: the budget is spent."""
+        self._total, self._reopened = self._next, []
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         known = [self._best[trial_id]] if trial_id in self._best else []
         best = best_report(self._objectives, [*known, result])
@@ -124,7 +128,7 @@ def chosen(run: Run) -> str:
     if run.tune.scheduler == "pbt":
         return "random"
     if run.tune.searcher == "auto":
-        return "tpe" if len(run.tune.objectives) == 1 else "nsga2"
+        return "tpe"
     return run.tune.searcher
 
 

@@ -33,13 +33,18 @@ class BackboneBuilder:
     manifest: Manifest
 
     def __call__(self) -> nn.Module | None:
+        backbone = self.bare(self.run.engine.activation_checkpointing)
+        if backbone is not None:
+            adapt(backbone, self.run)
+        return backbone
+
+    def bare(self, checkpointing: bool = False) -> Backbone | None:
+        """The frozen backbone without adapters."""
         run = self.run
         if run.backbone.name == NONE:
             return None
         model = starting_model(run, self.prepared, self.manifest, frozen_dtype(run))
-        backbone = Backbone(model, pooling=run.backbone.pooling, checkpointing=run.engine.activation_checkpointing)
-        adapt(backbone, run)
-        return backbone
+        return Backbone(model, pooling=run.backbone.pooling, checkpointing=checkpointing)
 
 
 def adapt(backbone: Backbone, run: Run) -> None:

@@ -11,8 +11,10 @@ So it loads on any number of workers, at any ZeRO stage and in the plain engine.
 
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +146,13 @@ def fetch(source: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pafs.copy_files(root, str(folder), filesystem, pafs.LocalFileSystem())
     return folder
+
+
+@contextmanager
+def fetched(source: str) -> Iterator[Path]:
+    """`fetch` to a folder that is gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="mtrec-") as parent:
+        yield fetch(source, Path(parent) / "checkpoint")
 
 
 def _by_file(parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -173,15 +173,14 @@ class _Fitting:
             leads = self.context.world_rank == 0
             if leads and self.stopping.best_step == self.step:
                 checkpoint.publish(folder, self._best_folder())
-            self.context.report({"step": self.step, "metric": value}, folder if leads else None)
+            self.context.report(self._report(value, tasks), folder if leads else None)
 
     def finish(self) -> Fitted:
         """The best weights, wherever the run ended."""
         assert self.stopping.best is not None
         assert self.stopping.best_step is not None
-        with tempfile.TemporaryDirectory(prefix="mtrec-") as parent:
-            best = checkpoint.read(checkpoint.fetch(self._best_folder(), Path(parent) / "best"))
-            checkpoint.load_weights(self.engine, best, self._backbone_checksum())
+        with checkpoint.fetched(self._best_folder()) as folder:
+            checkpoint.load_weights(self.engine, checkpoint.read(folder), self._backbone_checksum())
         return Fitted(self.engine, self.step, self.stopping.best_step, self.stopping.best, rates(self.meter.totals))
 
     def _validate(self) -> tuple[float, dict[str, Any]]:
@@ -207,6 +206,17 @@ class _Fitting:
             backbone_checksum=self._backbone_checksum(),
             work=self.meter.totals.tolist(),
         )
+
+    def _report(self, value: float, tasks: dict[str, Any]) -> dict[str, Any]:
+        """What is handed over; metrics by task on rank 0 alone. `last`: no other report follows."""
+        return {
+            "evaluation": math.ceil(self.step / self.interval),
+            "step": self.step,
+            "epoch": self.step / self.data.train.order.steps_per_epoch,
+            "metric": value,
+            "last": self.step == self.num_steps or self.stopping.stop,
+            **flat(tasks),
+        }
 
     def _where(self, kind: str) -> dict[str, Any]:
         return {"kind": kind, "step": self.step, "epoch": self.step / self.data.train.order.steps_per_epoch}

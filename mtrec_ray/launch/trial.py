@@ -1,0 +1,139 @@
+"""One trial as Ray Tune sees it: a `Trainable` whose steps are the evaluations of a training that a runner carries out.
+
+Free of torch, for every trial has a process of its own, also where the training itself is in another one.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow.fs as pafs
+from ray import tune
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.search.applied import applied
+from mtrec_ray.search.records import TrialRecord, read_records, start_record, trial_folder, write_record
+
+LATEST, RESUME = "latest", "resume"
+"""Below a trial's folder: the checkpoint of its last report, and the one that it was started from."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a runner is to train."""
+
+    id: str
+    number: int
+    run: Run
+    folder: str
+    """`<search>/trials/00007`, local or a URL, the same for all nodes"""
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """One evaluation of a trial, whose checkpoint is at `<trial folder>/latest`."""
+
+    metrics: dict[str, Any]
+    """As `train.worker` reports them, with `startup_seconds`, and `accelerator_seconds` of this attempt"""
+
+    @property
+    def last(self) -> bool:
+        return bool(self.metrics["last"])
+
+
+def accelerators(run: Run) -> float:
+    """GPUs that a trial's workers hold; CPUs where they ask for no GPU."""
+    return run.cluster.workers * (run.cluster.gpus_per_worker or run.cluster.cpus_per_worker)
+
+
+class TrialRunner(Protocol):
+    """Carries out trials, one way or the other; picklable."""
+
+    def run(self, trial: Trial, resume: str | None) -> Iterator[TrialReport]:
+        """The trial's reports. It waits at each until it is asked for the next; closing the iterator ends the trial.
+
+        `resume`: a checkpoint folder to go on from; None = from the start.
+        """
+        ...
+
+
+class TuneTrial(tune.Trainable):
+    """Use with `tune.with_parameters(TuneTrial, search=..., run=..., runner=...)`."""
+
+    def setup(self, config: dict[str, Any], search: str, run: Run, runner: TrialRunner) -> None:  # type: ignore[override]
+        """`config`: `{"trial": {"number", "values"}}`; `search`: the search's folder; `run`: its config."""
+        number, values = config["trial"]["number"], config["trial"]["values"]
+        own = applied(run, values)
+        folder = trial_folder(search, number)
+        first = run.tune.objectives[0]
+        update: dict[str, Any] = {"name": f"{run.name}-{number:05d}"}
+        if first != "auto":  # so that the kept checkpoint is the one with which the trial counts
+            update["train"] = own.train.model_copy(update={"metric": first})
+        self._trial = Trial(self.trial_id, number, own.model_copy(update=update), folder)
+        self._search, self._runner = search, runner
+        self._reports: Iterator[TrialReport] | None = None
+        past = next((record for record in read_records(search) if record.number == number), None)
+        self._record = TrialRecord(number, self.trial_id, values)
+        if past is not None:
+            kept = {"reports": past.reports, "seconds": past.seconds, "checkpoint": past.checkpoint}
+            spent = past.accelerator_seconds
+            self._record = TrialRecord(number, self.trial_id, values, accelerator_seconds=spent, **kept)  # type: ignore[arg-type]
+        self._resume = self._record.checkpoint
+        self._spent_before = (self._record.seconds, self._record.accelerator_seconds)
+        self._started = time.monotonic()
+        start_record(search, self._record, self._trial.run)
+
+    def step(self) -> dict[str, Any]:
+        """The next evaluation, as a line of the trial's record."""
+        if self._reports is None:
+            self._reports = self._runner.run(self._trial, self._resume)
+        report = next(self._reports)
+        seconds, accelerator = self._spent_before
+        line = {
+            **report.metrics,
+            "seconds": seconds + time.monotonic() - self._started,
+            "accelerator_seconds": accelerator + report.metrics["accelerator_seconds"],
+        }
+        self._record = self._record.reported(line, f"{self._trial.folder}/{LATEST}")
+        write_record(self._search, self._record)
+        if report.last:
+            write_record(self._search, self._record.ended("finished"))
+            self._close()
+        known = {key: math.nan if value is None else value for key, value in line.items()}  # Ray takes no None
+        return {**known, "done": report.last}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For Ray: to start a failed trial again, or another one from this one's weights."""
+        _copy(f"{self._trial.folder}/{LATEST}", checkpoint_dir)
+
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
+        """Before the first step, or after a pause: whatever ran is replaced by what goes on from there."""
+        self._close()
+        self._resume = f"{self._trial.folder}/{RESUME}"
+        _delete(self._resume)
+        _copy(checkpoint, self._resume)
+
+    def cleanup(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        reports: Any = self._reports
+        self._reports = None
+        if reports is not None:
+            reports.close()
+
+
+def _copy(source: str, destination: str) -> None:
+    from_fs, from_root = open_fs(source)
+    to_fs, to_root = open_fs(destination)
+    to_fs.create_dir(to_root, recursive=True)
+    pafs.copy_files(from_root, to_root, from_fs, to_fs)
+
+
+def _delete(folder: str) -> None:
+    filesystem, root = open_fs(folder)
+    if filesystem.get_file_info(root).type == pafs.FileType.Directory:
+        filesystem.delete_dir(root)

@@ -1,0 +1,281 @@
+"""`mtrec tune`: a search over values of a config, from the checked space to the report and `best.yaml`."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune as ray_tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.stopper import Stopper
+
+from mtrec_ray.config import Run
+from mtrec_ray.config_file import dump
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.streaming.chunks import open_order
+from mtrec_ray.errors import ConfigError
+from mtrec_ray.launch.distributed_trials import DistributedRunner
+from mtrec_ray.launch.ingest import order_settings
+from mtrec_ray.launch.jobs import absolute, located
+from mtrec_ray.launch.runs import CONFIG, REPORT, RunFolder
+from mtrec_ray.launch.session import check_resources, find_user_error, ray_session
+from mtrec_ray.launch.stack import make_stacks
+from mtrec_ray.launch.stacked_trials import StackedRunner
+from mtrec_ray.launch.train import pretrain_if_needed, train
+from mtrec_ray.launch.trial import TrialRunner, TuneTrial
+from mtrec_ray.progress import Bar, say, track
+from mtrec_ray.search import objectives as objectives_of
+from mtrec_ray.search.objectives import Objective, check_comparable
+from mtrec_ray.search.records import TrialRecord, read_records, write_record
+from mtrec_ray.search.report import write_report
+from mtrec_ray.search.schedulers import make_scheduler, replay
+from mtrec_ray.search.select import Selection, select
+from mtrec_ray.search.select import check as check_selection
+from mtrec_ray.search.space import Space
+from mtrec_ray.search.stackable import Mode, choose_mode
+from mtrec_ray.search.suggest import TRIAL, TrialSearcher, count_trials, make_searcher, population
+
+BEST = "best.yaml"
+RAY_FOLDER = ".tune"
+"""Below the search's folder: Ray Tune's own files, until the search is finished."""
+_TRIAL_RESOURCES: dict[str, float] = {"CPU": 0, "memory": 1}
+"""Of a trial's own process, which waits for the training elsewhere: as good as nothing, for with a share of a CPU less
+the reading of data would starve on a small machine. (Ray wants something.)"""
+
+
+def tune(run: Run, resume: bool = False, overwrite: bool = False, config_path: str = "CONFIG") -> str:
+    """Searches, and gives the search's folder with `report.html`, `tune.json`, `best.yaml` and `trials/`.
+
+    Raises:
+        UserError: see the message; all trials failed, among others.
+    """
+    from mtrec_ray.data.prepare import prepare
+
+    run, folder = located(run), RunFolder.of(run)
+    space = Space.parse(run)
+    check_selection(run.tune)
+    mode = choose_mode(run, space)
+    with ray_session(run.cluster):
+        check_resources(run.cluster)
+        _open(folder, run, resume, overwrite)
+        data = prepare(run)
+        objectives = objectives_of.parse(run, data.manifest)
+        check_comparable(objectives, run, space)
+        prepared = absolute(data.path)
+        pretrain_if_needed(run, prepared)
+        search = _Search(run, folder, space, objectives, mode, prepared, data.manifest)
+        search.carry_out()
+        selection = search.conclude(config_path)
+        if run.tune.retrain:
+            train(_winner(run, space, selection))
+    return folder.path
+
+
+@dataclass
+class _Search:
+    run: Run
+    folder: RunFolder
+    space: Space
+    objectives: Sequence[Objective]
+    mode: Mode
+    prepared: str
+    manifest: Manifest
+
+    def carry_out(self) -> None:
+        """Runs all trials that have not ended yet."""
+        run, past = self.run, read_records(self.folder.path)
+        evaluations = self._evaluations()
+        scheduler = make_scheduler(run, self.space, self.objectives, evaluations)
+        replay(scheduler, past)
+        total = count_trials(run, self.space)
+        at_a_time = self._at_a_time(total)
+        say(f"{self.mode.name} trials: {self.mode.reason}")
+        say(self._estimate(total, at_a_time, evaluations))
+        searcher = None
+        settings: dict[str, Any] = {}
+        if run.tune.scheduler == "pbt":
+            settings["param_space"] = population(run, self.space, past)
+            samples = 1
+        else:
+            searcher = make_searcher(run, self.space, self.objectives, past)
+            samples = total
+        stacks = self._stacks(at_a_time, total)
+        runner: TrialRunner = StackedRunner(tuple(stacks)) if stacks else DistributedRunner(self.prepared)
+        trainable = ray_tune.with_parameters(TuneTrial, search=self.folder.path, run=run, runner=runner)
+        with track("trials", total=total, unit="trials") as bar:
+            bar.advance(sum(record.status != "running" for record in past))
+            try:
+                ray_tune.Tuner(
+                    ray_tune.with_resources(trainable, _TRIAL_RESOURCES),
+                    tune_config=TuneConfig(
+                        search_alg=searcher,
+                        scheduler=scheduler,
+                        num_samples=samples,
+                        max_concurrent_trials=at_a_time,
+                    ),
+                    run_config=RunConfig(
+                        name=RAY_FOLDER,
+                        storage_path=self.folder.path,
+                        verbose=0,
+                        failure_config=FailureConfig(max_failures=run.tune.max_failures),
+                        checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+                        stop=_Budget(run, searcher),
+                        callbacks=[_Ends(self.folder.path, bar, self.objectives[0])],
+                    ),
+                    **settings,
+                ).fit()
+            finally:
+                for stack in stacks:
+                    ray.kill(stack)
+        self.folder.delete(RAY_FOLDER)
+
+    def conclude(self, config_path: str) -> Selection:
+        """The chosen trial, `best.yaml`, and the report last."""
+        run, records = self.run, read_records(self.folder.path)
+        selection = select(records, self.objectives, run.tune)
+        self.folder.write(BEST, dump(_winner(run, self.space, selection)))
+        facts = {"trials": f"{self.mode.name}: {self.mode.reason}"}
+        write_report(self.folder.path, run, records, self.objectives, selection, 0, config_path, facts)
+        say(selection.reason)
+        return selection
+
+    def _evaluations(self) -> int:
+        """Of a trial that nothing stops."""
+        train, per_epoch = (
+            self.run.train,
+            open_order(self.prepared, order_settings(self.run, "train", 1)).steps_per_epoch,
+        )
+        planned = max(1, math.ceil(train.epochs * per_epoch))
+        steps = min(planned, train.max_steps or planned)
+        return math.ceil(steps / max(1, per_epoch // train.evaluations_per_epoch))
+
+    def _at_a_time(self, total: int) -> int:
+        """How many trials run together: never more than there is room for, since Tune does not count their workers."""
+        room = self._places() * (self.run.tune.stack if self.mode.name == "stacked" else 1)
+        return max(1, min(total, room, self.run.tune.max_concurrent or room))
+
+    def _places(self) -> int:
+        """How many training jobs, or stacks, the cluster holds at a time."""
+        cluster, found = self.run.cluster, ray.cluster_resources()
+        workers = 1 if self.mode.name == "stacked" else cluster.workers
+        cpus = (found.get("CPU", 0.0) - 1) / (workers * cluster.cpus_per_worker)  # one CPU for reading data
+        if not cluster.gpus_per_worker:
+            return max(1, int(cpus))
+        return max(1, int(min(cpus, found.get("GPU", 0.0) / (workers * cluster.gpus_per_worker))))
+
+    def _stacks(self, at_a_time: int, total: int) -> list[Any]:
+        if self.mode.name != "stacked":
+            return []
+        count = min(self._places(), math.ceil(at_a_time / self.run.tune.stack))
+        return make_stacks(self.run, self.prepared, count, min(self.run.tune.stack, at_a_time // count, total))
+
+    def _estimate(self, total: int, at_a_time: int, evaluations: int) -> str:
+        """What the search may cost, told before it starts."""
+        shards = self.manifest.shards["train"]
+        tokens = sum(shard.tokens for shard in shards) * self.run.train.epochs
+        most = total * evaluations
+        text = f"{total} trials, {at_a_time} at a time, each {evaluations} evaluations and {tokens:.3g} tokens at most"
+        if self.run.tune.scheduler == "asha":
+            text += (
+                f"; asha ends most of them early (about {_halved(self.run, total, evaluations) / most:.0%} of it all)"
+            )
+        return text
+
+
+def _halved(run: Run, trials: int, evaluations: int) -> float:
+    """Evaluations of all trials if at each rung one of `tune.reduction` goes on."""
+    spent, left, rung = 0.0, float(trials), run.tune.grace
+    before = 0
+    while rung < evaluations:
+        spent += left * (rung - before)
+        before, left, rung = rung, left / run.tune.reduction, rung * run.tune.reduction
+    return spent + left * (evaluations - before)
+
+
+def _open(folder: RunFolder, run: Run, resume: bool, overwrite: bool) -> None:
+    """Makes the folder ready. Raises `ConfigError` for one that holds a search, or none, other than asked for."""
+    started = folder.has(CONFIG) and not folder.has(REPORT)
+    if resume and not folder.has(CONFIG):
+        raise ConfigError(f"--resume: {folder.path} holds no search. Leave --resume away to start one.")
+    if started and not resume and not overwrite:
+        raise ConfigError(
+            f"{folder.path} holds an unfinished search. Go on with it (--resume), replace it (--overwrite), or choose "
+            "another name (--set name=...)."
+        )
+    folder.open(run, overwrite)
+
+
+def _winner(run: Run, space: Space, selection: Selection) -> Run:
+    """The chosen trial's config as a run of its own."""
+    chosen = space.apply(run, selection.record.values)
+    return chosen.model_copy(update={"name": f"{run.name}-best"})
+
+
+class _Budget(Stopper):
+    """Ends trials at their next report once time or accelerator hours are spent; no other one starts then."""
+
+    def __init__(self, run: Run, searcher: TrialSearcher | None) -> None:
+        self._run, self._searcher = run, searcher
+        self._started = time.monotonic()
+        self._spent: dict[str, float] = {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self._spent[trial_id] = result.get("accelerator_seconds", 0.0)
+        tune, spent = self._run.tune, sum(self._spent.values()) / 3600
+        over = tune.accelerator_hours is not None and spent >= tune.accelerator_hours
+        if tune.time_limit is not None and time.monotonic() - self._started >= tune.time_limit:
+            over = True
+        if over and self._searcher is not None:
+            self._searcher.end()
+        return over
+
+    def stop_all(self) -> bool:
+        return False
+
+
+class _Ends(Callback):
+    """Writes how each trial ended, and shows it."""
+
+    def __init__(self, folder: str, bar: Bar, objective: Objective) -> None:
+        self._folder, self._bar, self._objective = folder, bar, objective
+
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        record = self._record(trial)
+        if record is not None and record.status == "running":
+            write_record(self._folder, record.ended("stopped"))
+        self._bar.advance(1)
+        best = max(
+            (v for r in (record.reports if record else ()) if (v := self._objective.value(r)) is not None), default=None
+        )
+        if best is not None:
+            self._bar.note(f"trial {_number(trial)}: {self._objective.name} {self._objective.sign * best:.4f}")
+
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        record = self._record(trial)
+        if record is not None:
+            write_record(self._folder, record.ended("failed", _cause(trial)))
+        self._bar.advance(1)
+
+    def _record(self, trial: RayTrial) -> TrialRecord | None:
+        known = [record for record in read_records(self._folder) if record.number == _number(trial)]
+        return known[0] if known else None
+
+
+def _number(trial: RayTrial) -> int:
+    number: int = trial.config[TRIAL]["number"]
+    return number
+
+
+def _cause(trial: RayTrial) -> BaseException | str:
+    """What a trial died of, as it was raised."""
+    error = trial.get_pickled_error()
+    return find_user_error(error) or _innermost(error) if error is not None else "its process was lost"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    return error
