@@ -15,7 +15,7 @@ from mtrec_ray.launch.jobs import run_workers
 from mtrec_ray.launch.permits import Permits
 from mtrec_ray.launch.relay import Relay, relayed
 from mtrec_ray.launch.runs import RAY_FOLDER, RunFolder
-from mtrec_ray.launch.trial import LATEST, Trial, TrialReport, accelerators
+from mtrec_ray.launch.trial import Trial, TrialReport, accelerators, latest
 from mtrec_ray.launch.worker import Worker
 from mtrec_ray.train import checkpoint as checkpoints
 from mtrec_ray.train.context import RayContext
@@ -126,7 +126,7 @@ class _TrialContext(RayContext):
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
         if checkpoint is not None:
-            checkpoints.publish(checkpoint, f"{self.run_folder}/{LATEST}")
+            checkpoints.publish(checkpoint, latest(self.run_folder, metrics["evaluation"]))
         super().report(metrics, checkpoint)
         if self.world_rank == 0:
             self._permits.report({**metrics, "startup_seconds": self._startup})

@@ -180,7 +180,8 @@ def _silence() -> None:
         os.environ.setdefault(name, value)
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    for name in ("ray.data", "ray.tune"):  # what they log as errors they also raise, or the search keeps it
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(ray|deepspeed|transformers|peft|torch)\b")
     data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = False

@@ -21,7 +21,7 @@ from mtrec_ray.data.streaming.shared import SharedSteps
 from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.launch.ingest import order_settings
 from mtrec_ray.launch.jobs import use_threads
-from mtrec_ray.launch.trial import LATEST, Trial, TrialReport, accelerators
+from mtrec_ray.launch.trial import Trial, TrialReport, accelerators, latest
 from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.registry import import_plugins
 from mtrec_ray.train import checkpoint
@@ -124,6 +124,7 @@ class StackActor:
                 slot.startup = time.monotonic() - slot.started
                 report = self._reporter(slot)
                 self._stack.fit(slot.number, run, self._data(run), slot.trial.folder, report, start)
+            slot.reports.put(RuntimeError("the training ended before its last report"))  # nobody asks after the last
         except _StoppedError:
             pass
         except BaseException as error:
@@ -132,7 +133,7 @@ class StackActor:
     def _reporter(self, slot: _Slot) -> Report:
         def report(metrics: Mapping[str, Any], folder: Path | None) -> None:
             if folder is not None:
-                checkpoint.publish(folder, f"{slot.trial.folder}/{LATEST}")
+                checkpoint.publish(folder, latest(slot.trial.folder, metrics["evaluation"]))
             with self._lock:
                 self._share()
             whole = {**metrics, "accelerator_seconds": slot.spent, "startup_seconds": slot.startup}

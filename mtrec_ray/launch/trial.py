@@ -17,8 +17,16 @@ from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.search.applied import applied
 from mtrec_ray.search.records import TrialRecord, read_records, start_record, trial_folder, write_record
 
-LATEST, RESUME = "latest", "resume"
-"""Below a trial's folder: the checkpoint of its last report, and the one that it was started from."""
+RESUME = "resume"
+"""Below a trial's folder: the checkpoint that it was started from."""
+
+
+def latest(folder: str, evaluation: int) -> str:
+    """Where a runner leaves the checkpoint of an evaluation, before it reports it.
+
+    Each has a place of its own: a record that does not yet know of an evaluation still names the checkpoint before.
+    """
+    return f"{folder}/latest-{evaluation}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """One evaluation of a trial, whose checkpoint is at `<trial folder>/latest`."""
+    """One evaluation of a trial; its checkpoint is at `latest`."""
 
     metrics: dict[str, Any]
     """As `train.worker` reports them, with `startup_seconds`, and `accelerator_seconds` of this attempt"""
@@ -97,8 +105,11 @@ class TuneTrial(tune.Trainable):
             "seconds": seconds + time.monotonic() - self._started,
             "accelerator_seconds": accelerator + report.metrics["accelerator_seconds"],
         }
-        self._record = self._record.reported(line, f"{self._trial.folder}/{LATEST}")
+        before = self._record.checkpoint
+        self._record = self._record.reported(line, latest(self._trial.folder, line["evaluation"]))
         write_record(self._search, self._record)
+        if before not in (None, self._record.checkpoint):
+            _delete(str(before))
         if report.last:
             write_record(self._search, self._record.ended("finished"))
             self._close()
@@ -107,7 +118,7 @@ class TuneTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For Ray: to start a failed trial again, or another one from this one's weights."""
-        _copy(f"{self._trial.folder}/{LATEST}", checkpoint_dir)
+        _copy(str(self._record.checkpoint), checkpoint_dir)
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
         """Before the first step, or after a pause: whatever ran is replaced by what goes on from there."""

@@ -242,6 +242,10 @@ class _Ends(Callback):
     def __init__(self, folder: str, bar: Bar, objective: Objective) -> None:
         self._folder, self._bar, self._objective = folder, bar, objective
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray keeps callbacks for a `Tuner.restore` that nobody calls; a progress bar cannot be kept."""
+        return {key: value for key, value in vars(self).items() if key != "_bar"}
+
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         record = self._record(trial)
         if record is not None and record.status == "running":
