@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """Every command of the README's shell blocks, help texts and config headers."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`(make [a-z-]+|mtrec [^`]+|RAY_ADDRESS=[^`]+)`", README)
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         lines += re.findall(r"^# Command:\s+(.+)", path.read_text(), re.MULTILINE)

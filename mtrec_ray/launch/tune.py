@@ -4,9 +4,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray import tune as ray_tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.experiment import Trial as RayTrial
@@ -274,9 +276,12 @@ def _number(trial: RayTrial) -> int:
 
 
 def _cause(trial: RayTrial) -> BaseException | str:
-    """What a trial died of, as it was raised."""
-    error = trial.get_pickled_error()
-    return find_user_error(error) or _innermost(error) if error is not None else "its process was lost"
+    """What a trial died of, as it was raised. From the driver's own disk: Ray copies it to the storage later."""
+    file = trial.pickled_error_file
+    if file is None or not Path(file).is_file():
+        return "its process was lost"
+    error = cloudpickle.loads(Path(file).read_bytes())
+    return find_user_error(error) or _innermost(error)
 
 
 def _innermost(error: BaseException) -> BaseException:
