@@ -53,7 +53,7 @@ class _Slot:
 
 
 class StackActor:
-    """One backbone with the prepared data's streams, and at most `places` trials at a time.
+    """One backbone with the prepared data's streams, and the trials that are on it.
 
     The first trials wait for each other, a little, so that they read the same batches.
     """
@@ -62,16 +62,8 @@ class StackActor:
 
     def __init__(self, run: Run, prepared: str, expected: int) -> None:
         """`run`: what all trials have in common. `expected`: how many are about to start."""
-        import_plugins(run.plugins)
-        use_threads(run.cluster)
         self._run, self._prepared = run, prepared
-        self._manifest = load_manifest(prepared)
-        self._device = torch.device("cuda" if run.cluster.gpus_per_worker else "cpu")
-        backbone = BackboneBuilder(run, prepared, self._manifest).bare()
-        if backbone is not None:
-            backbone.to(self._device)
-            choose_mode(backbone, "require")
-        self._stack = Stack(backbone, self._manifest, run, self._device)
+        self._stack: Stack | None = None
         self._streams: dict[OrderSettings, SharedSteps] = {}
         self._slots: dict[str, _Slot] = {}
         self._lock = threading.Lock()
@@ -79,12 +71,33 @@ class StackActor:
         self._gathered = threading.Barrier(expected) if expected > 1 else None
         self._shares = time.monotonic()
 
+    def open(self) -> None:
+        """Loads the backbone, unless it is there. Not in `__init__`, whose errors reach nobody as what they are.
+
+        Raises:
+            BackboneError: one that cannot be loaded, or whose requests cannot be packed.
+        """
+        run = self._run
+        with self._lock:
+            if self._stack is not None:
+                return
+            import_plugins(run.plugins)
+            use_threads(run.cluster)
+            manifest = load_manifest(self._prepared)
+            device = torch.device("cuda" if run.cluster.gpus_per_worker else "cpu")
+            backbone = BackboneBuilder(run, self._prepared, manifest).bare()
+            if backbone is not None:
+                backbone.to(device)
+                choose_mode(backbone, "require")
+            self._stack = Stack(backbone, manifest, run, device)
+
     def load(self) -> int:
         """How many trials are on it."""
         return len(self._slots)
 
     def start(self, trial: Trial, resume: str | None) -> None:
         """Gives the trial a slot and starts it; one of the same id that is still there is stopped first."""
+        self.open()  # not there yet if Ray has started the actor again
         self.stop(trial.id)
         with self._lock:
             self._numbers += 1
@@ -114,6 +127,8 @@ class StackActor:
             slot.permits.put(False)
 
     def _train(self, slot: _Slot, resume: str | None) -> None:
+        assert self._stack is not None
+        use_threads(self._run.cluster)  # each thread has a number of its own
         try:
             self._gather()
             with contextlib.ExitStack() as stack:
@@ -165,7 +180,8 @@ class StackActor:
         """The stream of an order, one for all trials that have it."""
         with self._lock:
             if settings not in self._streams:
-                collator = Collator(self._manifest, reads_causally(self._run))
+                assert self._stack is not None
+                collator = Collator(self._stack.manifest, reads_causally(self._run))
                 chunks = RayChunks(self._prepared, settings, 0)
                 stream = StepStream(open_order(self._prepared, settings), 0, collator, chunks)
                 self._streams[settings] = SharedSteps(stream)

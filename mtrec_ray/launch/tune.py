@@ -172,7 +172,9 @@ class _Search:
         if self.mode.name != "stacked":
             return []
         count = min(self._places(), math.ceil(at_a_time / self.run.tune.stack))
-        return make_stacks(self.run, self.prepared, count, min(self.run.tune.stack, at_a_time // count, total))
+        stacks = make_stacks(self.run, self.prepared, count, min(self.run.tune.stack, at_a_time // count, total))
+        ray.get([stack.open.remote() for stack in stacks])  # a backbone that cannot be used is told before any trial
+        return stacks
 
     def _estimate(self, total: int, at_a_time: int, evaluations: int) -> str:
         """What the search may cost, told before it starts."""
