@@ -92,8 +92,8 @@ class _Search:
         evaluations = self._evaluations()
         scheduler = make_scheduler(run, self.space, self.objectives, evaluations)
         replay(scheduler, past)
-        total = count_trials(run, self.space)
-        at_a_time = self._at_a_time(total)
+        total, ended = count_trials(run, self.space), sum(record.status != "running" for record in past)
+        at_a_time = self._at_a_time(total - ended)
         say(f"{self.mode.name} trials: {self.mode.reason}")
         say(self._estimate(total, at_a_time, evaluations))
         searcher = None
@@ -104,11 +104,11 @@ class _Search:
         else:
             searcher = make_searcher(run, self.space, self.objectives, past)
             samples = total
-        stacks = self._stacks(at_a_time, total)
+        stacks = self._stacks(at_a_time)
         runner: TrialRunner = StackedRunner(tuple(stacks)) if stacks else DistributedRunner(self.prepared)
         trainable = ray_tune.with_parameters(TuneTrial, search=self.folder.path, run=run, runner=runner)
         with track("trials", total=total, unit="trials") as bar:
-            bar.advance(sum(record.status != "running" for record in past))
+            bar.advance(ended)
             try:
                 ray_tune.Tuner(
                     ray_tune.with_resources(trainable, _TRIAL_RESOURCES),
@@ -154,10 +154,10 @@ class _Search:
         steps = min(planned, train.max_steps or planned)
         return math.ceil(steps / max(1, per_epoch // train.evaluations_per_epoch))
 
-    def _at_a_time(self, total: int) -> int:
+    def _at_a_time(self, left: int) -> int:
         """How many trials run together: never more than there is room for, since Tune does not count their workers."""
         room = self._places() * (self.run.tune.stack if self.mode.name == "stacked" else 1)
-        return max(1, min(total, room, self.run.tune.max_concurrent or room))
+        return max(1, min(left, room, self.run.tune.max_concurrent or room))
 
     def _places(self) -> int:
         """How many training jobs, or stacks, the cluster holds at a time."""
@@ -168,11 +168,11 @@ class _Search:
             return max(1, int(cpus))
         return max(1, int(min(cpus, found.get("GPU", 0.0) / (workers * cluster.gpus_per_worker))))
 
-    def _stacks(self, at_a_time: int, total: int) -> list[Any]:
+    def _stacks(self, at_a_time: int) -> list[Any]:
         if self.mode.name != "stacked":
             return []
         count = min(self._places(), math.ceil(at_a_time / self.run.tune.stack))
-        stacks = make_stacks(self.run, self.prepared, count, min(self.run.tune.stack, at_a_time // count, total))
+        stacks = make_stacks(self.run, self.prepared, count, min(self.run.tune.stack, at_a_time // count))
         ray.get([stack.open.remote() for stack in stacks])  # a backbone that cannot be used is told before any trial
         return stacks
 
