@@ -37,7 +37,7 @@ class _StoppedError(Exception):
 
 @dataclass
 class _Slot:
-    """A trial on the stack. Its thread puts reports and waits for permits; None among the permits: stop."""
+    """A trial on the stack. Its thread puts reports and waits for permits, of which False ends it."""
 
     number: int
     trial: Trial

@@ -6,7 +6,7 @@ Free of torch, for every trial has a process of its own, also where the training
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow.fs as pafs
@@ -14,8 +14,8 @@ from ray import tune
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs
-from mtrec_ray.search.applied import applied
-from mtrec_ray.search.records import TrialRecord, read_records, start_record, trial_folder, write_record
+from mtrec_ray.search.applied import trial_run
+from mtrec_ray.search.records import TrialRecord, folder_name, read_records, start_record, trial_folder, write_record
 
 RESUME = "resume"
 """Below a trial's folder: the checkpoint that it was started from."""
@@ -74,25 +74,17 @@ class TuneTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], search: str, run: Run, runner: TrialRunner) -> None:  # type: ignore[override]
         """`config`: `{"trial": {"number", "values"}}`; `search`: the search's folder; `run`: its config."""
         number, values = config["trial"]["number"], config["trial"]["values"]
-        own = applied(run, values)
-        folder = trial_folder(search, number)
-        first = run.tune.objectives[0]
-        update: dict[str, Any] = {"name": f"{run.name}-{number:05d}"}
-        if first != "auto":  # so that the kept checkpoint is the one with which the trial counts
-            update["train"] = own.train.model_copy(update={"metric": first})
-        self._trial = Trial(self.trial_id, number, own.model_copy(update=update), folder)
+        own = trial_run(run, values, f"{run.name}-{folder_name(number)}")
+        self._trial = Trial(self.trial_id, number, own, trial_folder(search, number))
         self._search, self._runner = search, runner
         self._reports: Iterator[TrialReport] | None = None
         past = next((record for record in read_records(search) if record.number == number), None)
-        self._record = TrialRecord(number, self.trial_id, values)
-        if past is not None:
-            kept = {"reports": past.reports, "seconds": past.seconds, "checkpoint": past.checkpoint}
-            spent = past.accelerator_seconds
-            self._record = TrialRecord(number, self.trial_id, values, accelerator_seconds=spent, **kept)  # type: ignore[arg-type]
+        known = past or TrialRecord(number, self.trial_id, values)
+        self._record = replace(known, trial_id=self.trial_id, values=values, status="running", error=None)
         self._resume = self._record.checkpoint
         self._spent_before = (self._record.seconds, self._record.accelerator_seconds)
         self._started = time.monotonic()
-        start_record(search, self._record, self._trial.run)
+        start_record(search, self._record, own)
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, as a line of the trial's record."""

@@ -30,6 +30,7 @@ from mtrec_ray.launch.train import pretrain_if_needed, train
 from mtrec_ray.launch.trial import TrialRunner, TuneTrial
 from mtrec_ray.progress import Bar, say, track
 from mtrec_ray.search import objectives as objectives_of
+from mtrec_ray.search.applied import trial_run
 from mtrec_ray.search.objectives import Objective, check_comparable
 from mtrec_ray.search.records import TrialRecord, read_records, write_record
 from mtrec_ray.search.report import write_report
@@ -39,6 +40,7 @@ from mtrec_ray.search.select import check as check_selection
 from mtrec_ray.search.space import Space
 from mtrec_ray.search.stackable import Mode, choose_mode
 from mtrec_ray.search.suggest import TRIAL, TrialSearcher, count_trials, make_searcher, population
+from mtrec_ray.train.schedule import evaluation_interval, planned_steps
 
 BEST = "best.yaml"
 RAY_FOLDER = ".tune"
@@ -72,7 +74,7 @@ def tune(run: Run, resume: bool = False, overwrite: bool = False, config_path: s
         search.carry_out()
         selection = search.conclude(config_path)
         if run.tune.retrain:
-            train(_winner(run, space, selection))
+            train(_winner(run, selection))
     return folder.path
 
 
@@ -96,49 +98,51 @@ class _Search:
         at_a_time = self._at_a_time(total - ended)
         say(f"{self.mode.name} trials: {self.mode.reason}")
         say(self._estimate(total, at_a_time, evaluations))
-        searcher = None
-        settings: dict[str, Any] = {}
-        if run.tune.scheduler == "pbt":
-            settings["param_space"] = population(run, self.space, past)
-            samples = 1
-        else:
-            searcher = make_searcher(run, self.space, self.objectives, past)
-            samples = total
+        pbt = run.tune.scheduler == "pbt"  # which takes no searcher
+        searcher = None if pbt else make_searcher(run, self.space, self.objectives, past)
+        proposed = TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=1 if pbt else total,
+            max_concurrent_trials=at_a_time,
+        )
         stacks = self._stacks(at_a_time)
-        runner: TrialRunner = StackedRunner(tuple(stacks)) if stacks else DistributedRunner(self.prepared)
-        trainable = ray_tune.with_parameters(TuneTrial, search=self.folder.path, run=run, runner=runner)
-        with track("trials", total=total, unit="trials") as bar:
-            bar.advance(ended)
-            try:
+        try:
+            with track("trials", total=total, unit="trials") as bar:
+                bar.advance(ended)
                 ray_tune.Tuner(
-                    ray_tune.with_resources(trainable, _TRIAL_RESOURCES),
-                    tune_config=TuneConfig(
-                        search_alg=searcher,
-                        scheduler=scheduler,
-                        num_samples=samples,
-                        max_concurrent_trials=at_a_time,
-                    ),
-                    run_config=RunConfig(
-                        name=RAY_FOLDER,
-                        storage_path=self.folder.path,
-                        verbose=0,
-                        failure_config=FailureConfig(max_failures=run.tune.max_failures),
-                        checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
-                        stop=_Budget(run, searcher),
-                        callbacks=[_Ends(self.folder.path, bar, self.objectives[0])],
-                    ),
-                    **settings,
+                    self._trainable(stacks),
+                    param_space=population(run, self.space, past) if pbt else None,
+                    tune_config=proposed,
+                    run_config=self._kept(searcher, bar),
                 ).fit()
-            finally:
-                for stack in stacks:
-                    ray.kill(stack)
+        finally:
+            for stack in stacks:
+                ray.kill(stack)
         self.folder.delete(RAY_FOLDER)
+
+    def _trainable(self, stacks: Sequence[Any]) -> Any:
+        runner: TrialRunner = StackedRunner(tuple(stacks)) if stacks else DistributedRunner(self.prepared)
+        trial = ray_tune.with_parameters(TuneTrial, search=self.folder.path, run=self.run, runner=runner)
+        return ray_tune.with_resources(trial, _TRIAL_RESOURCES)
+
+    def _kept(self, searcher: TrialSearcher | None, bar: Bar) -> RunConfig:
+        """A checkpoint at every evaluation: trials start again, pause, and are cloned from there."""
+        return RunConfig(
+            name=RAY_FOLDER,
+            storage_path=self.folder.path,
+            verbose=0,
+            failure_config=FailureConfig(max_failures=self.run.tune.max_failures),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+            stop=_Budget(self.run, searcher),
+            callbacks=[_Ends(self.folder.path, bar, self.objectives[0])],
+        )
 
     def conclude(self, config_path: str) -> Selection:
         """The chosen trial, `best.yaml`, and the report last."""
         run, records = self.run, read_records(self.folder.path)
         selection = select(records, self.objectives, run.tune)
-        self.folder.write(BEST, dump(_winner(run, self.space, selection)))
+        self.folder.write(BEST, dump(_winner(run, selection)))
         facts = {"trials": f"{self.mode.name}: {self.mode.reason}"}
         write_report(self.folder.path, run, records, self.objectives, selection, 0, config_path, facts)
         say(selection.reason)
@@ -146,13 +150,9 @@ class _Search:
 
     def _evaluations(self) -> int:
         """Of a trial that nothing stops."""
-        train, per_epoch = (
-            self.run.train,
-            open_order(self.prepared, order_settings(self.run, "train", 1)).steps_per_epoch,
-        )
-        planned = max(1, math.ceil(train.epochs * per_epoch))
-        steps = min(planned, train.max_steps or planned)
-        return math.ceil(steps / max(1, per_epoch // train.evaluations_per_epoch))
+        train = self.run.train
+        per_epoch = open_order(self.prepared, order_settings(self.run, "train", 1)).steps_per_epoch
+        return math.ceil(planned_steps(train, per_epoch) / evaluation_interval(train, per_epoch))
 
     def _at_a_time(self, left: int) -> int:
         """How many trials run together: never more than there is room for, since Tune does not count their workers."""
@@ -212,10 +212,9 @@ def _open(folder: RunFolder, run: Run, resume: bool, overwrite: bool) -> None:
     folder.open(run, overwrite)
 
 
-def _winner(run: Run, space: Space, selection: Selection) -> Run:
+def _winner(run: Run, selection: Selection) -> Run:
     """The chosen trial's config as a run of its own."""
-    chosen = space.apply(run, selection.record.values)
-    return chosen.model_copy(update={"name": f"{run.name}-best"})
+    return trial_run(run, selection.record.values, f"{run.name}-best")
 
 
 class _Budget(Stopper):

@@ -21,3 +21,13 @@ def applied(run: Run, values: Mapping[str, Any], where: str = "tune.space") -> R
         return validate(tree, where)
     except ConfigError as error:
         raise ConfigError(str(error).splitlines()[0] + " Give values that the config takes.") from None
+
+
+def trial_run(run: Run, values: Mapping[str, Any], name: str) -> Run:
+    """The config of a trial, also when it is trained again as a run of its own.
+
+    Its `train.metric` is the first objective, so that the checkpoint it keeps is the one with which it counts.
+    """
+    own, first = applied(run, values), run.tune.objectives[0]
+    train = own.train if first == "auto" else own.train.model_copy(update={"metric": first})
+    return own.model_copy(update={"name": name, "train": train})

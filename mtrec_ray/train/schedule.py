@@ -3,6 +3,8 @@
 import math
 from typing import Literal
 
+from mtrec_ray.config import Train
+
 Decay = Literal["cosine", "linear", "constant"]
 
 
@@ -18,3 +20,14 @@ def lr_scale(step: int, num_steps: int, warmup: float, decay: Decay) -> float:
         return 1.0
     done = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
     return 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def planned_steps(train: Train, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run that nothing ends early."""
+    planned = max(1, math.ceil(train.epochs * steps_per_epoch))
+    return min(planned, train.max_steps or planned)
+
+
+def evaluation_interval(train: Train, steps_per_epoch: int) -> int:
+    """Steps between two evaluations; the last step is followed by one too."""
+    return max(1, steps_per_epoch // train.evaluations_per_epoch)

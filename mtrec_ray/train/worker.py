@@ -21,6 +21,7 @@ from mtrec_ray.train.context import Context
 from mtrec_ray.train.evaluation import ChosenMetric, UsersOf, chosen_metric, flat, score, task_metrics
 from mtrec_ray.train.loop import Recipe, StepData, training_steps
 from mtrec_ray.train.meters import Meter, MetricsLog, rates
+from mtrec_ray.train.schedule import evaluation_interval, planned_steps
 from mtrec_ray.train.stopping import Stopping
 
 OpenEngine = Callable[..., tuple[Engine, str | None]]
@@ -123,9 +124,8 @@ class _Fitting:
 
     def __post_init__(self) -> None:
         per_epoch = self.data.train.order.steps_per_epoch
-        planned = max(1, math.ceil(self.run.train.epochs * per_epoch))
-        self.num_steps = min(planned, self.run.train.max_steps or planned)
-        self.interval = max(1, per_epoch // self.run.train.evaluations_per_epoch)
+        self.num_steps = planned_steps(self.run.train, per_epoch)
+        self.interval = evaluation_interval(self.run.train, per_epoch)
         self.stopping = Stopping(self.run.train.patience)
         self.meter = Meter(self.engine, [task.name for task in self.manifest.tasks])
 
