@@ -110,14 +110,6 @@ class Space:
             found |= parameters
         return found
 
-    def apply(self, run: Run, values: Values) -> Run:
-        """The config of a trial: `run` with `values`, and without the search itself.
-
-        Raises:
-            ConfigError: values that the config does not take.
-        """
-        return applied(run, values)
-
     def probes(self, run: Run) -> Iterator[tuple[Entry, Run]]:
         """The config at the ends of each entry, all else being its own."""
         for entry in self.entries:

@@ -5,6 +5,7 @@ import yaml
 
 from mtrec_ray.config_file import dump
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.search.applied import applied
 from mtrec_ray.search.space import Space
 from tests.search.spaces import LR, planted_run, run_of
 
@@ -16,18 +17,18 @@ def test_values_become_a_config_that_differs_in_nothing_else():
     space = Space.parse(run)
     assert space.paths == ["tasks.a.weight", "tasks.b.weight", "tasks.c.weight", LR]
     values = space.sample(np.random.default_rng(0))
-    trial = space.apply(run, values)
+    trial = applied(run, values)
     assert trial.train.learning_rate.towers == values[LR]
     assert [task.weight for task in trial.tasks.values()] == [values[f"tasks.{name}.weight"] for name in "abc"]
     assert trial.tune.space == {}
-    assert space.apply(trial, space.default(run)) == space.apply(run, {})
+    assert applied(trial, space.default(run)) == applied(run, {})
 
 
 def test_sampled_values_are_plain_and_can_be_written():
     run = run_of({LR: {"loguniform": [1e-4, 1e-2]}, "adapter.rank": {"randint": [1, 8]}, "towers.dropout": [0.0, 0.2]})
     values = Space.parse(run).sample(np.random.default_rng(0))
     assert yaml.safe_load(yaml.safe_dump(values)) == values
-    assert "rank" in dump(Space.parse(run).apply(run, values))
+    assert "rank" in dump(applied(run, values))
 
 
 def test_values_depend_on_the_seed_alone():
@@ -69,7 +70,7 @@ def test_an_optuna_trial_gives_values_and_values_give_it_back():
         trial = study.ask()
         values = space.suggest(trial)
         assert space.parameters(values) == trial.params
-        space.apply(run, values)
+        applied(run, values)
 
 
 def test_default_values_are_the_configs_own_even_outside_the_space():
