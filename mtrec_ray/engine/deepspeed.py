@@ -71,7 +71,7 @@ class DeepSpeedEngine:
         self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.stage: int = run.engine.zero_stage
         model: Any = _load_sharded(run, build_model, self.world_rank) if self.stage == 3 else build_model()
-        self._optimizer = build_optimizer(model, run)
+        self._optimizer = build_optimizer(model, run, device)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=deepspeed_config(run), dist_init_required=False
         )

@@ -21,7 +21,7 @@ class PlainEngine:
         self.world_rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._clip = run.train.clip_norm
-        self._optimizer = build_optimizer(model, run)
+        self._optimizer = build_optimizer(model, run, device)
 
     def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
         logits: dict[str, Tensor] = self.model(batch, key)

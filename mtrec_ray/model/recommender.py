@@ -68,7 +68,7 @@ class Recommender(nn.Module):
         if self.backbone is not None:
             with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 hidden = self.backbone(batch.ids, batch.layout, key=key, token_uids=batch.token_uids)
-            parts.append(self.text(hidden.float()))
+            parts.append(self.text(hidden.to(next(self.text.parameters()).dtype)))
         z: Tensor = self.fuse(torch.cat(parts, dim=1))
         return z
 

@@ -227,14 +227,79 @@ class StackedLinear(nn.Module):
         """[1, L, in] -> [1, L, out]"""
         out: Tensor = self.base_layer(x)
         row = self._state.row
-        adapters = [part.slot.adapter(self._name) for part in row.parts]
-        if all(adapter is None for adapter in adapters):
+        spans, weights = [], []
+        for part, (start, stop) in zip(row.parts, row.spans, strict=True):
+            adapter = part.slot.adapter(self._name)
+            if adapter is not None:
+                spans.append(_Span(start, stop, part, adapter))
+                weights += [adapter.lora_A[ADAPTER].weight, adapter.lora_B[ADAPTER].weight]
+        if not spans:
             return out  # also in the trunk, whose tokens are not those of the spans
-        pieces = []
-        for part, adapter, (start, stop) in zip(row.parts, adapters, row.spans, strict=True):
-            own = out[:, start:stop]
-            pieces.append(own if adapter is None else own + _update(adapter, x[:, start:stop], part).to(out.dtype))
-        return torch.cat(pieces, dim=1)
+        updated: Tensor = _LowRankUpdates.apply(out, x, spans, *weights)
+        return updated
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The tokens of one trial, and its adapter of a module."""
+
+    start: int
+    stop: int
+    part: Part
+    adapter: LoraLayer
+
+    @property
+    def scaling(self) -> float:
+        return self.adapter.scaling[ADAPTER]
+
+    def of(self, row: Tensor) -> Tensor:
+        """[L', D], a view of the row [1, L, D]"""
+        return row[0, self.start : self.stop]
+
+    def dropout(self, x: Tensor) -> Tensor:
+        """With the trial's masks. It is linear and its own adjoint, so it is also its own backward pass."""
+        with self.part.slot.dropout.use(self.part.key, self.part.token_uids):
+            dropped: Tensor = self.adapter.lora_dropout[ADAPTER](x)
+        return dropped
+
+
+class _LowRankUpdates(torch.autograd.Function):
+    """Adds to each trial's tokens of `out` its update, scaling · B A dropout(x), as PEFT computes it.
+
+    One function for all trials: left to autograd, each span would be cut out of the row by tensors of the row's whole
+    size, and every trial would add a dozen nodes to each module's graph, which is most of a small step's time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, x: Tensor, spans: Sequence[_Span], *weights: Tensor) -> Tensor:
+        """`out` [1, L, out] is changed in place; `weights`: A [rank, in] and B [out, rank] of each span."""
+        lows = []
+        for span, down, up in zip(spans, weights[::2], weights[1::2], strict=True):
+            low = span.dropout(span.of(x).to(out.dtype)) @ down.to(out.dtype).T
+            span.of(out).addmm_(low, up.to(out.dtype).T, alpha=span.scaling)
+            lows.append(low)
+        ctx.spans = spans
+        ctx.save_for_backward(x, *weights, *lows)
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (of_out,) = gradients
+        spans: Sequence[_Span] = ctx.spans
+        x, *rest = ctx.saved_tensors
+        weights, lows = rest[: 2 * len(spans)], rest[2 * len(spans) :]
+        of_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        of_weights: list[Tensor] = []
+        for span, down, up, low in zip(spans, weights[::2], weights[1::2], lows, strict=True):
+            own = span.of(of_out)
+            of_low = (own @ up.to(own.dtype)) * span.scaling
+            of_down = of_low.T @ span.dropout(span.of(x).to(own.dtype))
+            of_up = own.T @ (low * span.scaling)
+            of_weights += [of_down.to(down.dtype), of_up.to(up.dtype)]
+            if of_x is not None:
+                span.of(of_x).copy_(span.dropout(of_low @ down.to(own.dtype)))
+        return of_out, of_x, None, *of_weights
 
 
 def join(layouts: Any) -> RequestLayout:
@@ -252,17 +317,6 @@ def join(layouts: Any) -> RequestLayout:
         causal=layouts[0].causal,
     )
     return joined.to(layouts[0].device)
-
-
-def _update(adapter: LoraLayer, x: Tensor, part: Part) -> Tensor:
-    """The low-rank update as PEFT computes it, with the trial's own dropout."""
-    down: nn.Linear = adapter.lora_A[ADAPTER]  # type: ignore[assignment]
-    up: nn.Linear = adapter.lora_B[ADAPTER]  # type: ignore[assignment]
-    uids = None if part.token_uids is None else part.token_uids[None]
-    with part.slot.dropout.use(part.key, uids):
-        x = adapter.lora_dropout[ADAPTER](x.to(down.weight.dtype))
-    update: Tensor = up(down(x)) * adapter.scaling[ADAPTER]
-    return update
 
 
 def _distinct(parts: Sequence[Part]) -> tuple[list[Part], list[int]]:

@@ -29,12 +29,14 @@ def label_counts(labels: Tensor) -> Tensor:
 
 
 def loss_sum(task: KindedTask, logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the losses of the observed rows: logits [C, K], labels [C] -> float32 scalar, 0 if nothing is observed.
+    """Sum of the losses of the observed rows: logits [C, K], labels [C] -> scalar, 0 if nothing is observed.
 
-    No row is selected, so nothing waits for the device and the tower gets a gradient (of zeros) in any case.
+    Computed in the more precise of the two types, which torch's binary cross-entropy does not do by itself. No row is
+    selected, so nothing waits for the device and the tower gets a gradient (of zeros) in any case.
     """
     observed = ~torch.isnan(labels)
-    losses = KINDS[task.kind].loss(logits.float(), torch.where(observed, labels, 0.0), task)
+    dtype = torch.promote_types(logits.dtype, labels.dtype)
+    losses = KINDS[task.kind].loss(logits.to(dtype), torch.where(observed, labels, 0.0).to(dtype), task)
     return torch.where(observed, losses, 0.0).sum()
 
 

@@ -47,6 +47,13 @@ def test_only_observed_rows_count(task) -> None:
     assert logits.grad[[0, 2]].abs().sum() > 0
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+def test_in_float64_gradients_are_finite_differences_of_the_loss(task) -> None:
+    logits = torch.randn(4, KINDS[task.kind].outputs(task), dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1.0, NAN, 0.0, 2.0 if task.kind == "multiclass" else 1.0])
+    assert torch.autograd.gradcheck(lambda x: loss_sum(task, x, labels), logits)
+
+
 def test_the_loss_is_a_sum_of_means_over_the_whole_step() -> None:
     objective = Objective(TASKS[:2], {"like": 2.0, "stars": 0.5})
     scales = objective.scales(torch.tensor([4.0, 10.0], dtype=torch.float64))
