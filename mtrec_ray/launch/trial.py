@@ -17,8 +17,8 @@ from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.search.applied import trial_run
 from mtrec_ray.search.records import TrialRecord, folder_name, read_records, start_record, trial_folder, write_record
 
-RESUME = "resume"
-"""Below a trial's folder: the checkpoint that it was started from."""
+RESUME, BEST = "resume", "checkpoint"
+"""Below a trial's folder: the checkpoint that it was started from, and that of its best evaluation (`train.worker`)."""
 
 
 def latest(folder: str, evaluation: int) -> str:
@@ -72,24 +72,41 @@ class TuneTrial(tune.Trainable):
     """Use with `tune.with_parameters(TuneTrial, search=..., run=..., runner=...)`."""
 
     def setup(self, config: dict[str, Any], search: str, run: Run, runner: TrialRunner) -> None:  # type: ignore[override]
-        """`config`: `{"trial": {"number", "values"}}`; `search`: the search's folder; `run`: its config."""
-        number, values = config["trial"]["number"], config["trial"]["values"]
-        own = trial_run(run, values, f"{run.name}-{folder_name(number)}")
-        self._trial = Trial(self.trial_id, number, own, trial_folder(search, number))
-        self._search, self._runner = search, runner
+        """`config`: `{"trial": {"number", "values"}}`; `search`: the search's folder; `run`: its config.
+
+        Nothing is written before the first step: Ray may start a process for a trial and give the trial another one.
+        """
+        self._search, self._run, self._runner = search, run, runner
         self._reports: Iterator[TrialReport] | None = None
-        past = next((record for record in read_records(search) if record.number == number), None)
-        known = past or TrialRecord(number, self.trial_id, values)
-        self._record = replace(known, trial_id=self.trial_id, values=values, status="running", error=None)
-        self._resume = self._record.checkpoint
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Ends the trial that was here; the process goes on with another one, and saves the seconds of a start."""
+        self._close()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        number, self._values = config["trial"]["number"], config["trial"]["values"]
+        own = trial_run(self._run, self._values, f"{self._run.name}-{folder_name(number)}")
+        self._trial = Trial(self.trial_id, number, own, trial_folder(self._search, number))
+        self._loaded: str | None = None
+
+    def _start(self) -> Iterator[TrialReport]:
+        """From what was loaded, else from where the trial's record says that it was, else from the start."""
+        trial, records = self._trial, read_records(self._search)
+        past = next((record for record in records if record.number == trial.number), None)
+        known = past or TrialRecord(trial.number, trial.id, self._values)
+        self._record = replace(known, trial_id=trial.id, values=self._values, status="running", error=None)
         self._spent_before = (self._record.seconds, self._record.accelerator_seconds)
         self._started = time.monotonic()
-        start_record(search, self._record, own)
+        start_record(self._search, self._record, trial.run)
+        return self._runner.run(trial, self._loaded or self._record.checkpoint)
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, as a line of the trial's record."""
         if self._reports is None:
-            self._reports = self._runner.run(self._trial, self._resume)
+            self._reports = self._start()
         report = next(self._reports)
         seconds, accelerator = self._spent_before
         line = {
@@ -109,15 +126,20 @@ class TuneTrial(tune.Trainable):
         return {**known, "done": report.last}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """For Ray: to start a failed trial again, or another one from this one's weights."""
-        _copy(str(self._record.checkpoint), checkpoint_dir)
+        """For Ray: to start a failed trial again, or another one from this one's weights.
+
+        The latest state and the best weights, which the state refers to: whoever goes on from it may never do better.
+        """
+        _copy(str(self._record.checkpoint), f"{checkpoint_dir}/{RESUME}")
+        _copy(f"{self._trial.folder}/{BEST}", f"{checkpoint_dir}/{BEST}")
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
         """Before the first step, or after a pause: whatever ran is replaced by what goes on from there."""
         self._close()
-        self._resume = f"{self._trial.folder}/{RESUME}"
-        _delete(self._resume)
-        _copy(checkpoint, self._resume)
+        for name in (RESUME, BEST):
+            _delete(f"{self._trial.folder}/{name}")
+            _copy(f"{checkpoint}/{name}", f"{self._trial.folder}/{name}")
+        self._loaded = f"{self._trial.folder}/{RESUME}"
 
     def cleanup(self) -> None:
         self._close()

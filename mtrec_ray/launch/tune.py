@@ -105,6 +105,8 @@ class _Search:
             scheduler=scheduler,
             num_samples=1 if pbt else total,
             max_concurrent_trials=at_a_time,
+            # A distributed trial ends with its process, which takes all of its workers along.
+            reuse_actors=self.mode.name == "stacked",
         )
         stacks = self._stacks(at_a_time)
         try:
@@ -127,13 +129,17 @@ class _Search:
         return ray_tune.with_resources(trial, _TRIAL_RESOURCES)
 
     def _kept(self, searcher: TrialSearcher | None, bar: Bar) -> RunConfig:
-        """A checkpoint at every evaluation: trials start again, pause, and are cloned from there."""
+        """A checkpoint at every evaluation: trials start again, pause, and are cloned from there.
+
+        For `pbt` all of them until the search ends: a donor may be far ahead when its clone comes to start.
+        """
+        kept = None if self.run.tune.scheduler == "pbt" else 1
         return RunConfig(
             name=RAY_FOLDER,
             storage_path=self.folder.path,
             verbose=0,
             failure_config=FailureConfig(max_failures=self.run.tune.max_failures),
-            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=kept),
             stop=_Budget(self.run, searcher),
             callbacks=[_Ends(self.folder.path, bar, self.objectives[0])],
         )

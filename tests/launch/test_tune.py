@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from mtrec_ray.config_file import load
 from mtrec_ray.data.sample import write_sample
@@ -14,6 +13,7 @@ from mtrec_ray.errors import ConfigError, UserError
 from mtrec_ray.launch.tune import tune
 from mtrec_ray.search.records import read_records, write_record
 from mtrec_ray.train import checkpoint
+from tests.launch.actors import any_left, processes
 from tests.launch.sample_runs import sample_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -65,10 +65,10 @@ def test_a_stacked_search_leaves_every_trial_a_report_and_a_config_that_runs(sta
 
 
 def test_nothing_of_the_search_is_left_in_ray(stacked: str) -> None:
-    actors = ray._private.state.actors().values()
-    mine = [actor for actor in actors if actor["ActorClassName"] in ("StackActor", "TuneTrial", "_Box")]
-    assert mine
-    assert {actor["State"] for actor in mine} == {"DEAD"}
+    ended = processes(alive=False)
+    assert ended["StackActor"]
+    assert ended["TuneTrial"]
+    assert not any_left()
 
 
 def test_a_distributed_trial_gives_what_the_stacked_one_gives(place: Path, stacked: str) -> None:
