@@ -38,6 +38,8 @@ from mtrec_ray.train.evaluation import users_of
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
 
 TIMES = "times.json"
+REPORTED = ("evaluation", "step", "click/auc", "click/logloss")
+"""Of an evaluation's metrics"""
 
 
 class Clock:
@@ -66,7 +68,7 @@ class Clock:
         """An evaluation is done, but for what its report takes; all is kept that is known so far."""
         self._turn_to("evaluations")
         # The monotonic clock is one for all processes of a machine.
-        report = {"at": time.monotonic(), **{name: metrics[name] for name in ("evaluation", "step", "metric")}}
+        report = {"at": time.monotonic(), **{name: metrics[name] for name in REPORTED}}
         self._reports.append(report)
         kept = {"steps": self._steps, "seconds": self._seconds, "reports": self._reports, "memory": memory()}
         self._path.write_text(json.dumps(kept))
@@ -119,7 +121,7 @@ def timed_fit(run: Run, manifest: Manifest, data: TrainingData, context: Any, *b
 
 
 def train_warm(run: Run, prepared: str, folder: str, most: int | None) -> None:
-    """The first `most` trials of the grid, or all, one after another in this process, on copies of one backbone; without Ray."""
+    """The grid's trials, or the first `most`, one after another in this process, on copies of one backbone."""
     torch.set_num_threads(1)
     manifest = load_manifest(prepared)
     backbone = BackboneBuilder(run, prepared, manifest).bare()

@@ -27,6 +27,7 @@ SETTINGS = (
     "history.candidate_tokens=8",
     "train.epochs=100000",
     "train.patience=null",
+    "evaluate.batch_requests=8",
     "train.learning_rate={adapters: 1e-4, towers: 1e-3, tables: 1e-3}",
     "tune.scheduler=none",
     f"tune.stack={STACK}",
@@ -36,7 +37,7 @@ SETTINGS = (
 TINY = ("backbone.width=32", "train.log_every=2")
 VALID_ROWS, ROWS_PER_USER = 300, 40
 """Candidates wanted in the validation split, which is small beside minutes of training; rows that a user has."""
-MEMORY_EVERY_S = 10.0
+MEMORY_EVERY_S = 5.0
 _RUN = "run.yaml"
 
 
@@ -104,7 +105,7 @@ class Sample:
         An epoch has at least one evaluation, so it must not be shorter than such a part.
         """
         per_epoch = self.steps_per_epoch
-        parts = max(1, round(per_epoch * evaluations / steps))
+        parts = max(1, per_epoch // max(1, round(steps / evaluations)))
         run = load(f"{self.folder}/{_RUN}", [f"train.evaluations_per_epoch={parts}"])
         length = evaluations * evaluation_interval(run.train, per_epoch)
         if length < 0.8 * steps:

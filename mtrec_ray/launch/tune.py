@@ -31,6 +31,7 @@ from mtrec_ray.launch.trial import TrialRunner, TuneTrial
 from mtrec_ray.progress import Bar, say, track
 from mtrec_ray.search import objectives as objectives_of
 from mtrec_ray.search.applied import trial_run
+from mtrec_ray.search.cost import Cost
 from mtrec_ray.search.objectives import Objective, check_comparable
 from mtrec_ray.search.records import TrialRecord, read_records, write_record
 from mtrec_ray.search.report import write_report
@@ -40,6 +41,7 @@ from mtrec_ray.search.select import check as check_selection
 from mtrec_ray.search.space import Space
 from mtrec_ray.search.stackable import Mode, choose_mode
 from mtrec_ray.search.suggest import TRIAL, TrialSearcher, count_trials, make_searcher, population
+from mtrec_ray.search.wording import title
 from mtrec_ray.train.schedule import evaluation_interval, planned_steps
 
 BEST = "best.yaml"
@@ -96,8 +98,9 @@ class _Search:
         replay(scheduler, past)
         total, ended = count_trials(run, self.space), sum(record.status != "running" for record in past)
         at_a_time = self._at_a_time(total - ended)
+        cost = Cost(run, total - ended, at_a_time, evaluations, self._tokens())
         say(f"{self.mode.name} trials: {self.mode.reason}")
-        say(self._estimate(total, at_a_time, evaluations))
+        say(cost.before())
         pbt = run.tune.scheduler == "pbt"  # which takes no searcher
         searcher = None if pbt else make_searcher(run, self.space, self.objectives, past)
         proposed = TuneConfig(
@@ -116,7 +119,7 @@ class _Search:
                     self._trainable(stacks),
                     param_space=population(run, self.space, past) if pbt else None,
                     tune_config=proposed,
-                    run_config=self._kept(searcher, bar),
+                    run_config=self._kept(searcher, bar, cost),
                 ).fit()
         finally:
             for stack in stacks:
@@ -128,7 +131,7 @@ class _Search:
         trial = ray_tune.with_parameters(TuneTrial, search=self.folder.path, run=self.run, runner=runner)
         return ray_tune.with_resources(trial, _TRIAL_RESOURCES)
 
-    def _kept(self, searcher: TrialSearcher | None, bar: Bar) -> RunConfig:
+    def _kept(self, searcher: TrialSearcher | None, bar: Bar, cost: Cost) -> RunConfig:
         """A checkpoint at every evaluation: trials start again, pause, and are cloned from there.
 
         For `pbt` all of them until the search ends: a donor may be far ahead when its clone comes to start.
@@ -141,7 +144,7 @@ class _Search:
             failure_config=FailureConfig(max_failures=self.run.tune.max_failures),
             checkpoint_config=CheckpointConfig(checkpoint_frequency=1, num_to_keep=kept),
             stop=_Budget(self.run, searcher),
-            callbacks=[_Ends(self.folder.path, bar, self.objectives[0])],
+            callbacks=[_Told(self.folder.path, bar, self.objectives[0], cost)],
         )
 
     def conclude(self, config_path: str) -> Selection:
@@ -182,27 +185,12 @@ class _Search:
         ray.get([stack.open.remote() for stack in stacks])  # a backbone that cannot be used is told before any trial
         return stacks
 
-    def _estimate(self, total: int, at_a_time: int, evaluations: int) -> str:
-        """What the search may cost, told before it starts."""
-        shards = self.manifest.shards["train"]
-        tokens = sum(shard.tokens for shard in shards) * self.run.train.epochs
-        most = total * evaluations
-        text = f"{total} trials, {at_a_time} at a time, each {evaluations} evaluations and {tokens:.3g} tokens at most"
-        if self.run.tune.scheduler == "asha":
-            text += (
-                f"; asha ends most of them early (about {_halved(self.run, total, evaluations) / most:.0%} of it all)"
-            )
-        return text
-
-
-def _halved(run: Run, trials: int, evaluations: int) -> float:
-    """Evaluations of all trials if at each rung one of `tune.reduction` goes on."""
-    spent, left, rung = 0.0, float(trials), run.tune.grace
-    before = 0
-    while rung < evaluations:
-        spent += left * (rung - before)
-        before, left, rung = rung, left / run.tune.reduction, rung * run.tune.reduction
-    return spent + left * (evaluations - before)
+    def _tokens(self) -> int:
+        """That a trial reads to train, if nothing stops it."""
+        train = self.run.train
+        per_epoch = open_order(self.prepared, order_settings(self.run, "train", 1)).steps_per_epoch
+        whole = sum(shard.tokens for shard in self.manifest.shards["train"])
+        return round(whole * planned_steps(train, per_epoch) / per_epoch)
 
 
 def _open(folder: RunFolder, run: Run, resume: bool, overwrite: bool) -> None:
@@ -245,15 +233,23 @@ class _Budget(Stopper):
         return False
 
 
-class _Ends(Callback):
-    """Writes how each trial ended, and shows it."""
+class _Told(Callback):
+    """Tells of the trials' progress, and writes how each one ended."""
 
-    def __init__(self, folder: str, bar: Bar, objective: Objective) -> None:
+    def __init__(self, folder: str, bar: Bar, objective: Objective, cost: Cost) -> None:
         self._folder, self._bar, self._objective = folder, bar, objective
+        self._cost: Cost | None = cost
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray keeps callbacks for a `Tuner.restore` that nobody calls; a progress bar cannot be kept."""
         return {key: value for key, value in vars(self).items() if key != "_bar"}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if self._cost is not None:
+            say(self._cost.by(result))
+            self._cost = None
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         record = self._record(trial)
@@ -264,7 +260,7 @@ class _Ends(Callback):
             (v for r in (record.reports if record else ()) if (v := self._objective.value(r)) is not None), default=None
         )
         if best is not None:
-            self._bar.note(f"trial {_number(trial)}: {self._objective.name} {self._objective.sign * best:.4f}")
+            self._bar.note(f"trial {_number(trial)}: {title(self._objective.name)} {self._objective.sign * best:.4f}")
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         record = self._record(trial)

@@ -101,11 +101,10 @@ def test_trials_that_waited_for_their_bracket_go_on_as_if_they_had_not(place: Pa
     assert not any_left()
 
 
-@pytest.mark.parametrize("victim", ["TuneTrial", "StackActor"])
-def test_a_killed_process_costs_no_trial(place: Path, whole: str, victim: str) -> None:
-    run = searching(place, f"killed-{victim}", "tune.max_failures=3")
+def test_a_killed_trial_and_a_killed_stack_cost_no_trial(place: Path, whole: str) -> None:
+    run = searching(place, "killed", "tune.max_failures=3")
     with ThreadPoolExecutor() as threads:
-        killed = threads.submit(kill_one, Path(run.cluster.storage, run.name), victim)
+        killed = threads.submit(kill_both, str(Path(run.cluster.storage, run.name)))
         folder = tune(run)
         killed.result(timeout=1)
     check_complete(folder, whole)
@@ -137,10 +136,11 @@ def test_a_killed_driver_is_made_good_by_resume(place: Path, whole: str) -> None
     assert all(again[record.number] == record for record in kept)
 
 
-def kill_one(folder: Path, victim: str) -> None:
-    """Kills a process of the class once a trial has reported twice, and not all have ended."""
-    wait_for(lambda: any(record.evaluations >= 2 for record in started(str(folder))))
-    os.kill(processes(alive=True)[victim][0], signal.SIGKILL)
+def kill_both(folder: str) -> None:
+    """Kills a trial's process once it has reported, and the stack with all trials a few evaluations later."""
+    for victim, evaluations in (("TuneTrial", 1), ("StackActor", 4)):
+        wait_for(lambda least=evaluations: any(record.evaluations >= least for record in started(folder)))
+        os.kill(processes(alive=True)[victim][0], signal.SIGKILL)
 
 
 def started(folder: str) -> list[TrialRecord]:
