@@ -28,7 +28,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "deepspeed"):
+        if name.split(".")[0] in NAMES:
             raise ModuleNotFoundError(name + " is blocked")
 
 sys.meta_path.insert(0, Blocked())
@@ -68,6 +68,15 @@ def test_imports_go_downwards(path) -> None:
 
 @pytest.mark.parametrize("module", ["config", "multitask.losses", "train.loop", "model.recommender", "engine.plain"])
 def test_imports_without_ray_and_deepspeed(module: str) -> None:
-    code = BLOCKED.replace("MODULE", module)
+    check_imports_without(("ray", "deepspeed"), module)
+
+
+@pytest.mark.parametrize("module", ["launch.trial", "launch.stacked_trials", "launch.stack"])
+def test_the_process_of_a_stacked_trial_needs_no_torch(module: str) -> None:
+    check_imports_without(("torch", "transformers", "scipy"), module)
+
+
+def check_imports_without(names: tuple[str, ...], module: str) -> None:
+    code = BLOCKED.replace("MODULE", module).replace("NAMES", repr(names))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -166,7 +166,7 @@ class Stacked:
         thread.start()
 
     def data(self, run: Run) -> TrainingData:
-        """As in `launch.stack`: what trials read alike they read together."""
+        """As in `launch.stack_trials`: what trials read alike they read together."""
         own = data_of(run)
         train = self.shared.setdefault(run.train.batch_requests, SharedSteps(own.train))
         return TrainingData(train, self.shared.setdefault("valid", SharedSteps(own.valid)), own.valid_users)
