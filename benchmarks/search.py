@@ -18,6 +18,7 @@ Whole searches cannot take turns: the machine must be idle for the hour and more
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from mtrec_ray.search.records import read_records
 
 EVALUATIONS, ASHA_EVALUATIONS = 2, 9
 CALIBRATION_STEPS = 120
+USERS = 400
+"""Of the sample, for each minute: an epoch must be longer than the steps from one evaluation to the next."""
 METRIC, COMPARED_METRICS = "click/auc", ("click/auc", "click/logloss")
 TOLERANCE = 1e-3
 """Of a trial's last metrics between two ways, and of what counts as the best metric reached."""
@@ -64,7 +67,9 @@ def main() -> None:
                 result["tables"].append(found)
                 arguments.json.write_text(json.dumps(result, indent=2) + "\n")  # what there is, if a later one fails
                 (print_asha if part == "asha" else print_table)(found)
-    print(f"\na step: {bench.sample.facts}")
+    print()
+    for name, value in bench.sample.facts.items():
+        print(f"{name}: {value:.1f}")
     if arguments.quick:
         print("--quick: none of these figures means anything")
     check_equal(result["tables"])
@@ -79,12 +84,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=(*TITLES, "asha"), default=[*TITLES, "asha"])
     parser.add_argument("--asha-trials", type=int, default=24, help=f"random trials, {STACK} at a time")
     parser.add_argument("--batch-requests", type=int, default=1, help="requests in a step, one micro-batch")
-    parser.add_argument("--users", type=int, default=400, help="of the sample; long trainings need more of them")
     parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model: whether it runs")
     parser.add_argument("--json", type=Path, default=Path("search.json"))
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.minutes, arguments.asha_trials, arguments.users = [0.005], 3, 60
+        arguments.minutes, arguments.project, arguments.asha_trials = [0.005], [], 3
     return arguments
 
 
@@ -92,7 +96,8 @@ class Bench:
     """Searches on one sample."""
 
     def __init__(self, folder: str, arguments: argparse.Namespace) -> None:
-        self.sample = Sample.make(folder, arguments.users, arguments.batch_requests, arguments.quick)
+        users = math.ceil(USERS * max(1.0, *arguments.minutes) * arguments.batch_requests)
+        self.sample = Sample.make(folder, users, arguments.batch_requests, arguments.quick)
         self._grid = searching("grid", QUICK_GRID if arguments.quick else GRID)
         self._asha_trials = arguments.asha_trials
         self._paces: dict[str, float] = {}
@@ -199,7 +204,8 @@ def print_table(table: dict[str, Any]) -> None:
     print(f"\n{TITLES[table['part']]}: {ways['v']['trials']} trials of {table['steps']} steps", end="")
     print(f" ({table['minutes']:g} min of training) each; {table['machine']}")
     lengths = "".join(f"{f'{minutes} min':>10}" for minutes in ways["v"]["computed_wall_s"])
-    print(f"{'':<40}{'start-up':>10}{'evaluate':>10}{'steps':>8}{'wall s':>8}{'steps/s':>9}   computed:{lengths}")
+    computed = f"   computed:{lengths}" if lengths else ""
+    print(f"{'':<40}{'start-up':>10}{'evaluate':>10}{'steps':>8}{'wall s':>8}{'steps/s':>9}{computed}")
     for key, way in ways.items():
         times = f"{way['startup_s']:>10.0f}{way['evaluations_s']:>10.0f}{way['steps_s']:>8.0f}{way['wall_s']:>8.0f}"
         walls = "".join(f"{seconds:>10.0f}" for seconds in way["computed_wall_s"].values())

@@ -16,7 +16,7 @@ from mtrec_ray.train.schedule import evaluation_interval
 
 STACK = 8
 """Trials on one backbone copy."""
-CORES = os.cpu_count() or 1
+CORES = max(2, os.cpu_count() or 1)
 JOB_CPUS = int(100 * (CORES - 1) / CORES) / 100
 """CPUs of a job of (ii), so that there is room for `CORES` of them and for the reading of their data."""
 LAYERS, TOP = 12, 2
@@ -109,7 +109,7 @@ class Sample:
         run = load(f"{self.folder}/{_RUN}", [f"train.evaluations_per_epoch={parts}"])
         length = evaluations * evaluation_interval(run.train, per_epoch)
         if length < 0.8 * steps:
-            raise SystemExit(f"{steps} steps with {evaluations} evaluations: an epoch has {per_epoch}; raise --users")
+            raise SystemExit(f"{evaluations} evaluations in {steps} steps: an epoch has {per_epoch}; raise USERS")
         return length, (f"train.evaluations_per_epoch={parts}", f"train.max_steps={length}")
 
     def search(self, name: str) -> str:

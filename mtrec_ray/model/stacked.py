@@ -113,6 +113,14 @@ class StackedBackbone:
         pooled = backbone.pool_packed(hidden, row.layout)
         return list(pooled.split([part.layout.num_candidates for part in parts]))
 
+    def kept_tokens(self, parts: Sequence[Part]) -> float:
+        """Tokens whose activations a row of these parts keeps for its backward pass, in tokens through all layers.
+
+        Below the first adapted layer nothing is kept.
+        """
+        share = 1 - min(part.slot.first_layer for part in parts) / self._depth
+        return share * sum(part.layout.length for part in parts)
+
     def enable_checkpointing(self) -> None:
         """As `Backbone.enable_checkpointing`, with what the stacked layers need in the recomputation."""
         self.backbone.enable_checkpointing(self._state.checkpoint_contexts)

@@ -70,8 +70,11 @@ class Stack:
         self._joint = Joint(
             {"backward": self._backward, "score": partial(self._read, False), "train": partial(self._read, True)},
             first="backward",
-            ready=_in_step,
+            ready=self._turn,
         )
+        self._micro_tokens = run.train.micro_tokens
+        self._turns: dict[int, int] = {}
+        """When each slot last had its turn, counted in turns"""
 
     def fit(
         self, slot: int, run: Run, data: TrainingData, folder: str, report: Report, resume: Path | None = None
@@ -101,6 +104,26 @@ class Stack:
         model = Recommender(build(), manifest, run)
         together = lambda hidden, gradient: self._joint.ask(slot, "backward", (hidden, gradient))  # noqa: E731
         return StackedEngine(run, model, device, together), None
+
+    def _turn(self, asking: Mapping[int, Any]) -> list[int]:
+        """Whose requests are done together.
+
+        In training only so many trials read at a time as leave no more behind for the backward pass than one alone may
+        (`train.micro_tokens`, through all layers): a stack needs the memory of one trial, and with batches of that size
+        there is nothing to be gained by longer rows. Who has waited longest goes first.
+        """
+        members = _in_step(asking)
+        parts = {slot: part for slot in members if isinstance(part := asking[slot], Part) and part.key is not None}
+        if self._shared is None or not parts:
+            return members
+        chosen: list[int] = []
+        for slot in sorted(parts, key=lambda slot: (self._turns.get(slot, 0), slot)):
+            kept = self._shared.kept_tokens([parts[s] for s in (*chosen, slot)])
+            if not chosen or kept <= self._micro_tokens:
+                chosen.append(slot)
+        turn = max(self._turns.values(), default=0) + 1
+        self._turns |= dict.fromkeys(chosen, turn)
+        return chosen
 
     def _read(self, training: bool, asked: Mapping[int, Part]) -> dict[int, Tensor]:
         assert self._shared is not None

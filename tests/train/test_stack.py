@@ -320,6 +320,27 @@ def _length(output: Any) -> int:
     return int((output[0] if isinstance(output, tuple) else output).shape[1])
 
 
+def test_a_stack_keeps_no_more_activations_than_one_trial_may(tmp_path: Path) -> None:
+    """A row of several trials ends at `train.micro_tokens`; a longer part goes alone."""
+    stacked = Stacked(tmp_path, ("train.micro_tokens=150",))
+    shared = stacked.stack._shared
+    assert shared is not None
+    kept: list[tuple[int, float]] = []
+    forward = shared.forward
+
+    def recorded(parts: Any, training: bool) -> Any:
+        if training:
+            kept.append((len(parts), shared.kept_tokens(parts)))
+        return forward(parts, training)
+
+    shared.forward = recorded  # type: ignore[method-assign]
+    for number in (0, 1, 3):
+        stacked.start(number)
+    stacked.join()
+    assert max(tokens for parts, tokens in kept if parts > 1) <= 150
+    assert {parts for parts, _ in kept} == {1, 2}
+
+
 def test_shared_steps_are_read_once_by_those_in_step_and_anew_by_latecomers() -> None:
     opened: list[tuple[int, int]] = []
 
