@@ -109,7 +109,7 @@ class Bench:
         ways = {}
         for key in COMPARED[part]:
             ways[key] = self._carry_out(key, f"{part}-{key}-{steps}", (*ADAPTERS[part], *self._grid, *length))
-            ways[key]["computed_wall_s"] = {str(other): wall(ways[key], other / minutes) for other in project}
+            ways[key]["computed_wall_s"] = {f"{other:g}": wall(ways[key], other / minutes) for other in project}
         return {
             **found,
             "ways": dict(sorted(ways.items())),
@@ -170,8 +170,8 @@ def largest_differences(ways: dict[str, Any]) -> dict[str, float]:
 
 def check_equal(tables: list[dict[str, Any]]) -> None:
     """Ends with an error if a trial came to another metric in one way than in another."""
-    largest = {table["part"]: table["largest_differences"] for table in tables if table["part"] in TITLES}
-    wrong = [part for part, found in largest.items() if max(found.values()) > TOLERANCE]
+    compared = [table for table in tables if table["part"] in TITLES]
+    wrong = [TITLES[one["part"]] for one in compared if max(one["largest_differences"].values()) > TOLERANCE]
     if wrong:
         raise SystemExit(f"the ways do not come to the same metrics: {', '.join(wrong)}")
 

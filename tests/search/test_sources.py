@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mtrec_ray.search.pareto import non_dominated
 from mtrec_ray.search.sources import GridSource, OptunaSource, RandomSource, nsga2, tpe
 from mtrec_ray.search.space import Space
 from tests.search.spaces import BEST_LR, BEST_WEIGHTS, LR, planted, planted_run, run_of
@@ -98,25 +99,46 @@ def test_failed_trials_do_not_stop_a_source():
         source.tell(99, [1.0])  # not one of its own
 
 
+def torn(values):
+    """Two objectives that pull the weights apart, and a rate that both share."""
+    off = 0.3 * np.log10(values[LR] / BEST_LR) ** 2
+    a, b, c = (values[f"tasks.{task}.weight"] for task in "abc")
+    return [-((a - 1) ** 2) - c - off, -((b - 1) ** 2) - c - off]
+
+
+def front(name, seed, trials=48):
+    """What the trials came to, without the config's own."""
+    source = source_of(name, planted_run(seed), objectives=2)
+    told = []
+    for number in range(trials):
+        told.append(torn(source.ask(number)))
+        source.tell(number, told[-1])
+    return np.array(told[1:])
+
+
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
 def test_several_objectives_give_a_better_front_than_random(name):
-    """Two objectives that pull the weights apart, and a rate that both share: mean of the scalarised best."""
+    """By the mean of the scalarised best."""
 
-    def results(values):
-        off = 0.3 * np.log10(values[LR] / BEST_LR) ** 2
-        a, b, c = (values[f"tasks.{task}.weight"] for task in "abc")
-        return [-((a - 1) ** 2) - c - off, -((b - 1) ** 2) - c - off]
+    def best(name, seed):
+        return np.mean([(front(name, seed) @ [w, 1 - w]).max() for w in (0.2, 0.5, 0.8)])
 
-    def front(name, seed):
-        source = source_of(name, planted_run(seed), objectives=2)
-        told = []
-        for number in range(48):
-            told.append(results(source.ask(number)))
-            source.tell(number, told[-1])
-        found = np.array(told[1:])
-        return np.mean([(found @ [w, 1 - w]).max() for w in (0.2, 0.5, 0.8)])
+    assert np.median([best(name, s) for s in SEEDS]) > np.median([best("random", s) for s in SEEDS])
 
-    assert np.median([front(name, s) for s in SEEDS]) > np.median([front("random", s) for s in SEEDS])
+
+def test_the_front_dominates_the_grid_over_one_weight():
+    """As many trainings over the weight of one task, all else as the config has it, find nothing that is as good."""
+    own = {LR: 1e-3, "tasks.c.weight": 1 / 3}
+    shares = np.linspace(0, 2 / 3, TRIALS)
+    grid = np.array([torn({**own, "tasks.a.weight": a, "tasks.b.weight": 2 / 3 - a}) for a in shares])
+    shares_of_grid_dominated = []
+    for seed in SEEDS:
+        found = front("tpe", seed, TRIALS + 1)
+        better = (found[:, None] >= grid).all(2) & (found[:, None] > grid).any(2)
+        worse = (grid[:, None] >= found).all(2) & (grid[:, None] > found).any(2)
+        assert not worse[:, non_dominated(found, np.ones(2))].any()
+        shares_of_grid_dominated.append(better.any(0).mean())
+    assert np.median(shares_of_grid_dominated) == 1
 
 
 def test_conditions_with_tpe():
