@@ -22,6 +22,7 @@ class PlainEngine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._clip = run.train.clip_norm
         self._optimizer = build_optimizer(model, run, device)
+        self._trained = dict(trained(model))  # once: walking through the modules of a deep model takes milliseconds
 
     def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
         logits: dict[str, Tensor] = self.model(batch, key)
@@ -33,7 +34,7 @@ class PlainEngine:
             self._sum_gradients()
 
     def step(self, lr_scale: float) -> Tensor:
-        parameters = [p for _, p in trained(self.model)]
+        parameters = list(self._trained.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip if self._clip is not None else float("inf"))
         scale_learning_rates(self._optimizer, lr_scale)
         self._optimizer.step()
@@ -47,26 +48,26 @@ class PlainEngine:
         return values
 
     def gradients(self) -> dict[str, Tensor]:
-        return {name: _gradient(p).detach().cpu().clone() for name, p in trained(self.model)}
+        return {name: _gradient(p).detach().cpu().clone() for name, p in self._trained.items()}
 
     def parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in trained(self.model)}
+        return {name: p.detach().cpu().clone() for name, p in self._trained.items()}
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in trained(self.model):
+        for name, parameter in self._trained.items():
             parameter.copy_(values[name])
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         state = self._optimizer.state
         return {
             name: {key: value.detach().cpu().clone() for key, value in state[p].items() if torch.is_tensor(value)}
-            for name, p in trained(self.model)
+            for name, p in self._trained.items()
             if p in state
         }
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        parameters = dict(trained(self.model))
+        parameters = self._trained
         for name, values in state.items():
             device = parameters[name].device
             # torch keeps the step count on the host.
@@ -81,7 +82,7 @@ class PlainEngine:
         """One collective over the gradients of all parameters, those that got none on this rank included."""
         if self.world_size == 1:
             return
-        parameters = [p for _, p in trained(self.model)]
+        parameters = list(self._trained.values())
         flat = torch.cat([_gradient(p).flatten() for p in parameters])
         dist.all_reduce(flat)
         for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):

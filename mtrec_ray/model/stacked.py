@@ -78,7 +78,7 @@ class StackedBackbone:
     def __init__(self, backbone: Backbone) -> None:
         if any(p.requires_grad for p in backbone.parameters()) or next(lora_layers(backbone.model), None):
             raise ValueError("trials can only be stacked on a frozen backbone without adapters")
-        self.backbone = backbone
+        self.backbone = backbone.train()  # all of its parts, so that one flag tells of them all
         self._state = _State()
         stack = layer_stack(backbone.model)
         self._prefix = f"{stack}."
@@ -101,7 +101,8 @@ class StackedBackbone:
     def forward(self, parts: Sequence[Part], training: bool) -> list[Tensor]:
         """[C, hidden_size] of each part, as `Backbone.forward` would give it to the trial alone."""
         backbone = self.backbone
-        backbone.train(training)
+        if backbone.training != training:
+            backbone.train(training)
         row, ids, trunk = self._row(parts)
         largest = int(ids.max()) if ids.device.type == "cpu" else None
         backbone.check_capacity(largest, trunk.largest_position)

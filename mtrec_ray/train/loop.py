@@ -73,8 +73,10 @@ def training_steps(
         UserError: the loss is not finite; on all ranks alike, and before the weights are touched.
     """
     source = iter(steps)
+    engine.model.train()
     for step in range(first_step, recipe.num_steps):
-        engine.model.train()  # in every step, for the caller may evaluate between two
+        if not engine.model.training:  # the caller may evaluate between two steps
+            engine.model.train()
         started = time.perf_counter()
         data = next(source)
         batches = data.batches
