@@ -106,6 +106,24 @@ def test_a_search_that_died_goes_on_where_it_was(place: Path, stacked: str) -> N
         assert [r[name] for r in records[1].reports] == pytest.approx([r[name] for r in lost.reports], abs=1e-4)
 
 
+def test_a_trial_that_asha_stops_takes_no_step_more_and_its_slot_is_used(place: Path) -> None:
+    asha = ["tune.scheduler=asha", "tune.reduction=2", "tune.trials=6", "tune.stack=2", "tune.max_concurrent=2"]
+    space = "tune.space={train.learning_rate.towers: {loguniform: [1e-6, 1e-2]}}"
+    folder = tune(sample_config(place, "asha", *SMALL, "backbone=none", "train.log_every=1", *asha, space))
+    records = read_records(folder)
+    assert [record.number for record in records] == list(range(6))
+    stopped = [record for record in records if record.status == "stopped"]
+    assert stopped
+    assert {record.status for record in records} == {"stopped", "finished"}
+    for record in records:
+        log = Path(folder, "trials", record.name, "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in log.splitlines()]
+        steps = [line["step"] for line in lines if line["kind"] == "train"]
+        assert steps == list(range(1, record.reports[-1]["step"] + 1))
+    assert any(record.evaluations == 1 for record in stopped)
+    assert not any_left()
+
+
 def test_where_all_trials_fail_the_first_error_is_shown(place: Path) -> None:
     wild = ["train.learning_rate={adapters: 1e25, towers: 1e25, tables: 1e25}", "tune.max_failures=0"]
     space = "tune.space={adapter.rank: [2, 4]}"

@@ -102,7 +102,7 @@ def test_trials_that_waited_for_their_bracket_go_on_as_if_they_had_not(place: Pa
 
 
 def test_a_killed_trial_and_a_killed_stack_cost_no_trial(place: Path, whole: str) -> None:
-    run = searching(place, "killed", "tune.max_failures=3")
+    run = searching(place, "killed", "tune.max_failures=3", "tune.stack=2")  # two stacks of two
     with ThreadPoolExecutor() as threads:
         killed = threads.submit(kill_both, str(Path(run.cluster.storage, run.name)))
         folder = tune(run)
@@ -140,7 +140,9 @@ def kill_both(folder: str) -> None:
     """Kills a trial's process once it has reported, and the stack with all trials a few evaluations later."""
     for victim, evaluations in (("TuneTrial", 1), ("StackActor", 4)):
         wait_for(lambda least=evaluations: any(record.evaluations >= least for record in started(folder)))
-        os.kill(processes(alive=True)[victim][0], signal.SIGKILL)
+        there = processes(alive=True)
+        assert len(there["StackActor"]) == 2
+        os.kill(there[victim][0], signal.SIGKILL)
 
 
 def started(folder: str) -> list[TrialRecord]:
