@@ -1,10 +1,11 @@
 """Runs a study, that is one config in several variants and seeds, and prints its table.
 
-    python benchmarks/study.py benchmarks/studies/movielens_a.yaml [--only NAME ...] [--seeds 0 1 2] [--table]
+    python benchmarks/study.py benchmarks/studies/movielens_a.yaml [--only NAME ...] [--seeds 0 1] [--table] [--paired]
 
 A study is a YAML file: `config`, `seeds` and `variants`, a map from a name to a list of `--set` assignments. Every run
 is a plain `mtrec train`, so its folder holds the report; finished runs are not repeated. The figures are read from
-each run's metrics.json: test metrics, mean over seeds, with the baselines of the first seed beside them.
+each run's metrics.json: test metrics, mean over seeds, with the baselines of the first seed beside them. `--paired`
+adds the difference of each variant to the first one, with intervals by user.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from paired import paired_table
 
 from mtrec_ray import config_file
 from mtrec_ray.config import Run
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="variants to run; all by default")
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of the study's seeds")
     parser.add_argument("--table", action="store_true", help="train nothing, print what is finished")
+    parser.add_argument("--paired", action="store_true", help="add the paired differences to the first variant")
     arguments = parser.parse_args()
     study = yaml.safe_load(arguments.study.read_text())
     seeds = arguments.seeds if arguments.seeds is not None else study["seeds"]
@@ -39,6 +42,11 @@ def main() -> None:
     if not arguments.table:
         train_missing(runs)
     print(table(runs))
+    if arguments.paired:
+        first, *others = dict.fromkeys(variant for variant, _ in runs)
+        for other in others:
+            sides = [[runs[variant, seed] for seed in seeds] for variant in (first, other)]
+            print("\n" + paired_table(*sides, (first, other)))
 
 
 def variant_run(config: str, variant: str, assignments: list[str], seed: int) -> Run:
