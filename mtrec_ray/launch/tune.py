@@ -153,7 +153,8 @@ class _Search:
         selection = select(records, self.objectives, run.tune)
         self.folder.write(BEST, dump(_winner(run, selection)))
         facts = {"trials": f"{self.mode.name}: {self.mode.reason}"}
-        write_report(self.folder.path, run, records, self.objectives, selection, 0, config_path, facts)
+        own = next((r.number for r in records if r.number == 0 and r.values == self.space.default(run)), None)
+        write_report(self.folder.path, run, records, self.objectives, selection, own, config_path, facts)
         say(selection.reason)
         return selection
 

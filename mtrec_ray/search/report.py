@@ -118,8 +118,15 @@ def _best_tile(objective: dict[str, Any], found: Summary, default: dict[str, Any
         return _tile(name, number(best["value"]), note)
     gain = best["value"] - before
     tone = "better" if gain * objective["sign"] > 0 else "even"
-    note = f"trial {best['trial']} against the config as it was"
+    note = f"trial {best['trial']} against the {_as_it_was(default)}"
     return _tile(name, number(best["value"]), note, number(gain, signed=True), tone)
+
+
+def _as_it_was(default: dict[str, Any] | None) -> str:
+    """What the trial with the config's own values is called; where it was stopped, its figures are too low."""
+    if default is None or default["status"] != "stopped":
+        return "config as it was"
+    return f"config as it was, stopped at evaluation {default['evaluations']}"
 
 
 def _facts(found: Summary, run: Run) -> dict[str, str]:
@@ -152,7 +159,7 @@ def _chosen(found: Summary) -> dict[str, Any] | None:
     ]
     return found["selected"] | {
         "number": trial["number"],
-        "compared": default is not None,
+        "before": _as_it_was(default) if default else None,
         "values": values,
         "objectives": [_compared(objective, trial, default) for objective in found["objectives"]],
     }

@@ -11,6 +11,9 @@ decides. Where it is undefined a report must carry NaN: `asha` lets that pass, `
                 it wants as many at a time as a bracket has, and trials that resume from checkpoints
     median      stops a trial whose best is below the median of the others' means up to there (Vizier)
     pbt         `search.population`; with more trials than run at a time they take turns, paused at checkpoints
+
+`asha` and `median` let the first trial, which has the values of the config itself, run to its end: what the search has
+gained is measured against it.
 """
 
 import math
@@ -18,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -56,9 +60,9 @@ def make_scheduler(run: Run, space: Space, objectives: Sequence[Objective], eval
     _check_evaluations(run, evaluations)
     if name == "median":
         # Never yielding to others: a pause costs a restart from a checkpoint, and there is nothing to be gained by it.
-        return MedianStoppingRule(time_attr=TIME, grace_period=tune.grace, min_time_slice=math.inf, **first)  # type: ignore[arg-type]
+        return _Median(time_attr=TIME, grace_period=tune.grace, min_time_slice=math.inf, **first)  # type: ignore[arg-type]
     # No rung at the last evaluation, where there is nothing left to save: a trial that came there has finished.
-    return ASHAScheduler(
+    return _Asha(
         time_attr=TIME,
         max_t=evaluations - 1,
         grace_period=tune.grace,
@@ -91,6 +95,26 @@ def _check_hyperband(run: Run, evaluations: int) -> None:
 
 def _times(evaluations: int) -> str:
     return f"{evaluations} evaluation{'' if evaluations == 1 else 's'}"
+
+
+class _Asha(ASHAScheduler):
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if _is_first(trial) else decision
+
+
+class _Median(MedianStoppingRule):
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if not _is_first(trial):
+            return decision
+        self._stopped_trials.discard(trial)  # it expects no other report of a trial that it has stopped
+        return TrialScheduler.CONTINUE
+
+
+def _is_first(trial: Trial) -> bool:
+    first: bool = trial.config["trial"]["number"] == 0
+    return first
 
 
 @dataclass(frozen=True)

@@ -161,3 +161,13 @@ def test_words():
     assert (title("like/logloss", arrow=True), title("auto", arrow=True)) == ("like log loss ↓", "train.metric ↑")
     assert [seconds(value) for value in (None, 42, 750, 11_520)] == ["–", "42 s", "12.5 min", "3.2 h"]
     assert [hours(value) for value in (36, 7200, 3_960_000)] == ["0.01", "2", "1,100"]
+
+
+@pytest.mark.parametrize(("status", "said"), [("finished", ""), ("stopped", ", stopped at evaluation 9")])
+def test_a_default_that_was_stopped_is_said_to_be_so(tmp_path, status, said):
+    run = search_run()
+    records = [made_up()[0].ended(status), *made_up()[1:]]
+    write_report(str(tmp_path), run, records, [AUC, FINISH], select(records, [AUC, FINISH], run.tune), 0, "a.yaml", {})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"config as it was{said}</th>" in page
+    assert f"against the config as it was{said}<" in page

@@ -29,11 +29,11 @@ def scheduler_of(name, evaluations=9, objectives=(AUC,), space=None, **tune):
     return make_scheduler(run, Space.parse(run), objectives, evaluations)
 
 
-def decisions(scheduler, curves, key="a/auc"):
-    """Which evaluation each trial is stopped at, or None; one trial after the other."""
+def decisions(scheduler, curves, key="a/auc", first=1):
+    """Which evaluation each trial is stopped at, or None; one trial after the other, numbered from `first`."""
     found = []
-    for number, curve in enumerate(curves):
-        trial = Trial(f"t{number}")
+    for number, curve in enumerate(curves, start=first):
+        trial = Trial(f"t{number}", {"trial": {"number": number}})
         scheduler.on_trial_add(None, trial)
         actions = []
         for evaluation, value in enumerate(curve, start=1):
@@ -60,6 +60,17 @@ def test_asha_has_rungs_at_powers_of_the_reduction_but_none_at_the_end():
     assert decisions(scheduler_of("asha", reduction=2), [GOOD, [0.9, 0.1] + [0.1] * 7]) == [None, 2]
     at_the_end = [0.9] * 8 + [0.1]
     assert decisions(scheduler_of("asha"), [GOOD, at_the_end]) == [None, None]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_the_configs_own_trial_is_never_stopped_but_counts(name):
+    scheduler = scheduler_of(name)
+    assert decisions(scheduler, [GOOD, GOOD, GOOD]) == [None, None, None]
+    assert decisions(scheduler, [POOR], first=0) == [None]
+    assert decisions(scheduler, [POOR], first=4) == [1]
+    own_is_good = scheduler_of(name)
+    assert decisions(own_is_good, [GOOD], first=0) == [None]
+    assert decisions(own_is_good, [POOR]) == [1 if name == "asha" else None]  # median wants three to compare with
 
 
 def test_the_first_objective_decides_with_its_sign():
