@@ -36,7 +36,7 @@ format: $(STAMP)  ## Format and sort imports
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers
+bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search
 	@$(BIN)/python benchmarks/$*.py
 
 study-%: $(STAMP)  ## Train a study's variants and seeds and print its table: make study-movielens_a (hours)

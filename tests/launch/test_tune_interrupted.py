@@ -85,7 +85,8 @@ def test_a_clone_goes_on_from_its_donors_weights_bit_by_bit(place: Path) -> None
 
 def test_trials_that_waited_for_their_bracket_go_on_as_if_they_had_not(place: Path, whole: str) -> None:
     settings = ["tune.scheduler=hyperband", "tune.reduction=2", "train.evaluations_per_epoch=1"]
-    folder = tune(searching(place, "hyperband", *settings))  # one bracket of whole trials, one that is halved
+    plugins = "plugins=[tests.launch.weights_seen, tests.launch.late_reports]"
+    folder = tune(searching(place, "hyperband", *settings, plugins))  # a bracket of whole trials, one that is halved
     records = read_records(folder)
     assert sorted((record.status, record.evaluations) for record in records) == [
         ("finished", 2),
@@ -93,7 +94,7 @@ def test_trials_that_waited_for_their_bracket_go_on_as_if_they_had_not(place: Pa
         ("finished", 2),
         ("stopped", 1),
     ]
-    assert any(seen(Path(folder, "trials", record.name), STARTED) for record in records)
+    assert seen(Path(folder, "trials", records[3].name), STARTED)
     for ours, theirs in zip(records, read_records(whole), strict=True):
         expected = {report["step"]: report["click/auc"] for report in theirs.reports}
         for report in ours.reports:
