@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from mtrec_ray.config_file import load
-from mtrec_ray.data.sample import write_sample
 from mtrec_ray.errors import ConfigError, UserError
 from mtrec_ray.launch.tune import tune
 from mtrec_ray.search.records import read_records, write_record
@@ -24,13 +23,6 @@ SMALL = [
     "tune.searcher=random",
     "tune.scheduler=none",
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    folder = tmp_path_factory.mktemp("search")
-    write_sample(str(folder / "logs"), users=30, items=30, days=8)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import ray
 
 from mtrec_ray.config import Run
 from mtrec_ray.config_file import dump
-from mtrec_ray.data.sample import write_sample
 from mtrec_ray.launch.tune import tune
 from mtrec_ray.search.records import TrialRecord, read_records
 from tests.conftest import ROOT
@@ -30,13 +29,6 @@ SMALL = [
     "tune.scheduler=none",
     "plugins=[tests.launch.weights_seen]",
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    folder = tmp_path_factory.mktemp("search")
-    write_sample(str(folder / "logs"), users=30, items=30, days=8)
-    return folder
 
 
 @pytest.fixture(scope="module")
