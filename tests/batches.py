@@ -18,11 +18,14 @@ from tests.fixtures import manifest_of
 VOCAB, USERS, ITEMS = 60, 9, 13
 OBSERVED, POSITIVES = {"train": 100, "valid": 40, "test": 40}, {"train": 30, "valid": 12, "test": 12}
 TASKS = [
-    TaskEntry(name="like", kind="binary", observed=OBSERVED, positives=POSITIVES, mean=0.3, std=0.45),
-    TaskEntry(name="stars", kind="regression", observed=OBSERVED, positives=POSITIVES, mean=3.5, std=1.2),
+    TaskEntry(name="like", kind="binary", labels="binary", observed=OBSERVED, positives=POSITIVES, mean=0.3, std=0.45),
+    TaskEntry(
+        name="stars", kind="regression", labels="number", observed=OBSERVED, positives=POSITIVES, mean=3.5, std=1.2
+    ),
     TaskEntry(
         name="kind",
         kind="multiclass",
+        labels="class",
         classes=3,
         observed=OBSERVED,
         positives=POSITIVES,
@@ -127,11 +130,19 @@ def make_batch(requests: Sequence[dict[str, Any]], tokens: bool = False, tasks: 
         categories=join("categories", (0, 3), np.int64),
         numbers=join("numbers", (0, 3), np.float32),
         labels=join("labels", (0, tasks), np.float32),
+        label_weights=torch.ones(len(row_ids), tasks),
         row_ids=row_ids,
         times=1_000_000_000 + row_ids,
         event_item=join("event_item", (0,), np.int64),
         event_feedback=join("event_feedback", (0, tasks), np.float32),
         event_time=torch.arange(int(sum(r["events"] for r in requests))) * 1000,
+        request=torch.from_numpy(np.repeat(np.arange(len(requests)), counts)),
+        context=torch.zeros(len(row_ids), 0),
+        delays=torch.full((len(row_ids), tasks), torch.nan),
+        elapsed=torch.full((len(row_ids),), torch.nan),
+        domain=torch.zeros(len(row_ids), dtype=torch.int64),
+        policy=torch.zeros(len(row_ids), dtype=torch.int64),
+        shown=join("candidate_events", (0,), np.int64),
         candidate_event_start=start,
         candidate_event_end=start + join("candidate_events", (0,), np.int64),
     )

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrec_ray.data.manifest import CategoryEntry, Manifest, NumberEntry, ShardEntry, TaskEntry
+from mtrec_ray.tasks.labels import labels_of
 
 VOCAB = 50
 REQUEST_SCHEMA = pa.schema(
@@ -31,6 +32,9 @@ REQUEST_SCHEMA = pa.schema(
         ("categories", pa.list_(pa.int32())),
         ("numbers", pa.list_(pa.float32())),
         ("labels", pa.list_(pa.float32())),
+        ("context", pa.list_(pa.float32())),
+        ("domain", pa.list_(pa.int32())),
+        ("policy", pa.list_(pa.int32())),
     ]
 )
 EMPTY_LISTS: dict[str, list[Any]] = {field.name: [] for field in REQUEST_SCHEMA if pa.types.is_list(field.type)}
@@ -42,6 +46,11 @@ def manifest_of(**parts: Any) -> Manifest:
         "fingerprint": "0" * 16,
         "history_layout": "staircase",
         "vocab_size": 0,
+        "context": [],
+        "domains": [""],
+        "policies": [""],
+        "positions": [],
+        "propensities": 0,
         "max_request_tokens": 64,
         "max_position": 64,
         "row_group_requests": 64,
@@ -113,6 +122,9 @@ def _request(
         "categories": np.stack([items % 3, np.full(candidates, -1), items % 2], axis=1).ravel().tolist(),
         "numbers": rng.normal(size=candidates * 2).tolist(),
         "labels": labels.ravel().tolist(),
+        "context": np.stack([np.arange(candidates), np.where(items % 2, np.nan, 0.5)], axis=1).ravel().tolist(),
+        "domain": (items % 3).tolist(),
+        "policy": [uid % 2] * candidates,
     }
 
 
@@ -155,7 +167,9 @@ def _manifest(
     ]
     return manifest_of(
         tasks=[
-            TaskEntry(name=name, kind=kind, observed=observed, positives=positives, mean=0.5, std=1.0)
+            TaskEntry(
+                name=name, kind=kind, labels=labels_of(kind), observed=observed, positives=positives, mean=0.5, std=1.0
+            )
             for name, kind in zip(tasks, kinds, strict=True)
         ],
         categories=[
@@ -166,6 +180,9 @@ def _manifest(
         num_users=12,
         num_items=6,
         history_layout="shared_end" if shared_end else "staircase",
+        context=["position", "propensity"],
+        domains=["", "home", "search"],
+        policies=["", "ranker"],
         vocab_size=VOCAB if tokens else 0,
         row_group_requests=row_group,
         shards=entries,

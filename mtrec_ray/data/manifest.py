@@ -5,7 +5,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 2
+from mtrec_ray.labels import Labels
+
+FORMAT = 3
 SPLITS = ("train", "valid", "test")
 
 
@@ -13,11 +15,36 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class DurationEntry(_Entry):
+    """How long the train rows of a `watch_time` task were watched; fitted on those with a duration above 0."""
+
+    share: float
+    """Mean of min(label / duration, cap) / cap."""
+    edges: list[float]
+    """Ascending durations; group g holds those from edges[g - 1] up to, but without, edges[g]."""
+    quantiles: list[list[float]]
+    """Per group the labels at the ranks 0, 0.01, ..., 1."""
+
+
+class DelayEntry(_Entry):
+    """How late the feedback of a task with a window came; fitted on train rows with label 1."""
+
+    window: float
+    """Seconds."""
+    mean: float
+    """Seconds, over all that had come by the end of the train period."""
+    quantiles: list[float]
+    """Seconds at the ranks 0, 0.01, ..., 1, of the rows whose window was over by then: of those no late one lacks.
+    Empty if there is none."""
+
+
 class TaskEntry(_Entry):
     """One task, with what was fitted on its observed train labels."""
 
     name: str
     kind: str
+    labels: Labels
+    """What the labels of the kind are."""
     classes: int = 1
     observed: dict[str, int]
     """Observed labels per split."""
@@ -27,7 +54,18 @@ class TaskEntry(_Entry):
     """Mean of the train labels: the base rate of a binary task."""
     std: float
     frequencies: list[float] = []
-    """`multiclass`: share of each class in train."""
+    """Of labels that are classes: share of each class in train."""
+    log_mean: float | None = None
+    """Of labels that are numbers: mean of log(1 + label), if all train labels are above -1."""
+    log_std: float | None = None
+    parent: str | None = None
+    """The task that this one is a step after."""
+    parent_mean: float | None = None
+    """Mean of the parent's train labels where this task's label is observed too."""
+    durations: DurationEntry | None = None
+    """`watch_time`: None if no train row has a label and a duration."""
+    delays: DelayEntry | None = None
+    """Of tasks with a window: None if no train row has label 1."""
 
 
 class CategoryEntry(_Entry):
@@ -76,6 +114,16 @@ class Manifest(_Entry):
     num_users: int
     """Rows of the table of user ids; row 0 is the unknown user."""
     num_items: int
+    context: list[str]
+    """Columns of a candidate's `context`: those of row_weight, sampling_rate, position, propensity that the log has."""
+    domains: list[str]
+    """Surfaces of the train rows, which a candidate's `domain` is an index into; 0, the empty one, is unknown."""
+    policies: list[str]
+    """Logging policies, likewise."""
+    positions: list[int]
+    """The smallest and the largest position of a train row; empty if none is known."""
+    propensities: int
+    """Train rows whose propensity is known."""
     history_layout: Literal["staircase", "shared_end"]
     vocab_size: int
     """Token ids are below it; 0 with `backbone: none`, which has no tokens."""

@@ -45,10 +45,13 @@ from mtrec_ray.data.preparing.stages import (
     count_seconds,
     encode_bucket,
 )
+from mtrec_ray.data.reading.context import context_numbers
 from mtrec_ray.data.reading.logs import check_log, find_files
 from mtrec_ray.data.requests.splits import Key, Locator, TimeSplit, explicit_boundaries, sizes
 from mtrec_ray.errors import DataError
 from mtrec_ray.progress import say
+from mtrec_ray.registry import import_plugins
+from mtrec_ray.tasks.kinds import check_run
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
 
@@ -66,6 +69,8 @@ def prepare(run: Run, map_tasks: MapTasks = ray_tasks) -> Prepared:
         ConfigError: settings that contradict the logs or each other.
         BackboneError: a backbone whose config or tokenizer cannot be loaded.
     """
+    import_plugins(run.plugins)
+    check_run(run)
     path = prepared_path(run, fingerprint(run))
     if is_complete(path):
         say(f"Prepared data found in {path}")
@@ -98,7 +103,8 @@ class _Preparation:
         counts = self.map_tasks(count_bucket, buckets, source, "Counting candidates", "buckets")
         boundaries = self._boundaries(counts, source)
         most, items_run = MOST_INTERACTIONS // run.data.buckets, any(a.kind == "running" for a in aggregates)
-        fit_task = FitTask(source, tables, boundaries, most, items_run)
+        log_end = max(c.log_end for c in counts)
+        fit_task = FitTask(source, tables, boundaries, log_end, most, items_run)
         collected = self.map_tasks(collect_bucket, buckets, fit_task, "Collecting statistics", "buckets")
         if items_run:
             place = (source.fs, source.work, run.data.buckets)
@@ -111,7 +117,7 @@ class _Preparation:
         train_rows = sum(part.users.rows().sum() for part in parts)
         below = min(2**64 - 1, int(2**64 * _SCALER_ROWS / train_rows))
         task = EncodeTask(
-            source, self.place.out, tables, boundaries, fitted, tokenizer, self.shared_end, items_run, below
+            source, self.place.out, tables, boundaries, log_end, fitted, tokenizer, self.shared_end, items_run, below
         )
         written = self.map_tasks(encode_bucket, buckets, task, "Encoding requests", "buckets")
         items = len(set().union(*(items for _, items in collected)))
@@ -185,7 +191,8 @@ class _Preparation:
     def _tokenizer(self, parts: Sequence[Collected], tables: Tables) -> PreTrainedTokenizerBase | None:
         items = [item for part in parts for item in part.event_items]
         words = [word for part in parts for word in part.words]
-        tokenizer = make_tokenizer(self.run, tables, items, words)
+        queries = [query for part in parts for query in part.queries]
+        tokenizer = make_tokenizer(self.run, tables, items, words, queries)
         if tokenizer is not None:
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
@@ -210,6 +217,11 @@ class _Preparation:
             numbers=number_entries(self.run, written),
             num_users=fitted.users.size,
             num_items=fitted.items.size,
+            context=context_numbers(self.run.data.columns),
+            domains=["", *fitted.domains.keys.to_pylist()],
+            policies=["", *fitted.policies.keys.to_pylist()],
+            positions=_ends([w.positions for w in written]),
+            propensities=sum(w.propensities for w in written),
             history_layout="shared_end" if self.shared_end else "staircase",
             vocab_size=0 if tokenizer is None else len(tokenizer),
             max_request_tokens=max(w.longest["request"] for w in written),
@@ -220,6 +232,12 @@ class _Preparation:
             boundaries=ends,
             counts=counts,
         )
+
+
+def _ends(ranges: Sequence[list[int]]) -> list[int]:
+    """The smallest and the largest of all; empty if all are."""
+    found = [end for ends in ranges for end in ends]
+    return [min(found), max(found)] if found else []
 
 
 def _category_entries(run: Run, fitted: Fitted) -> list[CategoryEntry]:

@@ -43,6 +43,10 @@ def test_equals_a_plain_loop_over_requests(tmp_path):
             assert batch.categories[candidate].tolist() == row["categories"][3 * c : 3 * c + 3]
             np.testing.assert_allclose(batch.numbers[candidate], row["numbers"][2 * c : 2 * c + 2])
             np.testing.assert_allclose(batch.labels[candidate], row["labels"][2 * c : 2 * c + 2])
+            assert batch.request[candidate] == number
+            np.testing.assert_array_equal(batch.context[candidate], row["context"][2 * c : 2 * c + 2])
+            assert batch.domain[candidate] == row["domain"][c]
+            assert batch.policy[candidate] == row["policy"][c]
             candidate += 1
         count = len(row["event_item"])
         assert batch.event_item[event : event + count].tolist() == row["event_item"]
@@ -86,6 +90,7 @@ def test_no_rows(tmp_path, tokens):
     assert (batch.num_candidates, len(batch.ids), len(batch.event_item)) == (0, 0, 0)
     assert batch.labels.shape == (0, 2)
     assert batch.categories.shape == (0, 3)
+    assert batch.context.shape == (0, 2)
     assert batch.layout.num_requests == 0
 
 

@@ -3,15 +3,14 @@ import itertools
 import numpy as np
 import pytest
 
-from mtrec_ray.data.features.attributes import Tables, read_tables
+from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.item_past import answered
 from mtrec_ray.data.features.side_features import number_names
-from mtrec_ray.data.fitting.fit import collect, fit
 from mtrec_ray.data.fitting.texts import feedback_words
-from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.preparing.encode import encode
 from mtrec_ray.data.requests.splits import Key, TimeSplit
-from tests.data.by_hand import ALL_TRAIN, SECOND, behaviours, bucket, config
+from tests.data.by_hand import SECOND, behaviours, bucket, config
+from tests.data.encoding import encoded
 
 ITEMS = "item,title,genres,year\n7,red fox,a|b,1990\n8,blue whale,b,2000\n9,,,\n"
 FEW = {"history__max_events": 4, "features__aggregates": ["user", "genres"]}
@@ -33,14 +32,6 @@ def _items(tmp_path):
 
 def row(user, item, time, like=None, **more):
     return {"user": str(user), "item": str(item), "time": time, "like": like, **more}
-
-
-def encoded(run, rows, boundaries=ALL_TRAIN, shared_end=False):
-    built, tables = bucket(run, rows, boundaries), read_tables(run)
-    collected = collect(built, run, tables, 10**6)
-    fitted = fit([collected], run, tables, with_factors=True)
-    tokenizer = make_tokenizer(run, tables, collected.event_items, collected.words)
-    return encode(built, run, tables, fitted, tokenizer, shared_end, answered(built, run)), tokenizer, fitted
 
 
 LOG = [row(1, 7, 0, 1), row(1, 8, HOUR, 0), row(1, 9, HOUR, 1), row(1, 7, 3 * HOUR, 1), row(2, 8, 5)]

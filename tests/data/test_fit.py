@@ -120,6 +120,17 @@ def test_base_rates_deviations_and_class_shares_are_of_the_train_labels():
     assert kind.frequencies == pytest.approx([1 / 3, 0, 2 / 3])
 
 
+def test_moments_of_the_logarithm_are_of_numbers_above_minus_one():
+    run = config(tasks={"spent": {"kind": "regression", "label": "spent"}, "like": {"label": "like"}})
+    rows = [{"user": "1", "item": str(n), "time": n, "spent": spent, "like": 1} for n, spent in enumerate([0, 3, None])]
+    late = {"user": "1", "item": "9", "time": 70, "spent": 1000, "like": 1}
+    spent, like = fitted([[*rows, late]], run, with_factors=False).tasks
+    assert (spent.log_mean, spent.log_std) == pytest.approx((np.log(4) / 2, np.log(4) / 2))
+    assert (like.log_mean, like.log_std) == (None, None)
+    assert fitted([[*rows, {**late, "time": 5, "spent": -1}]], run, with_factors=False).tasks[0].log_mean is None
+    assert fitted([[*rows, {**late, "spent": -1}]], run, with_factors=False).tasks[0].log_mean is not None  # not train
+
+
 def test_a_task_without_train_labels_is_refused_with_its_name_and_the_remedy():
     run = config(tasks={"like": {"label": "like"}, "buy": {"label": "bought", "observed": "tracked"}})
     with pytest.raises(DataError, match=r"tasks.buy: all labels of the train split are missing.*remove the task"):

@@ -71,7 +71,7 @@ def test_deskdrop() -> None:
 def test_generated_sample(tmp_path: Path) -> None:
     write_sample(str(tmp_path), users=200, items=80, days=4, shards=2)
     run, _ = propose(tmp_path / "logs")
-    assert run.data.columns.request == "request_id"
+    assert (run.data.columns.request, run.data.columns.position) == ("request_id", "position")
     assert {name: task.kind for name, task in run.tasks.items()} == {
         "click": "binary",
         "like": "binary",
@@ -164,3 +164,34 @@ def test_absent_empty_and_wrong_tables_are_refused(tmp_path: Path) -> None:
         DataError, match=r"data\.items\.path: no column of .*wrong\.csv.* has the ids of the log's 'item'"
     ):
         propose_config([str(log)], items=str(wrong))
+
+
+def test_columns_that_say_how_a_row_came_about(tmp_path: Path) -> None:
+    header = "user_id,item_id,time,click,position,query,surface"
+    rows = ["1,2,1600000000,1,0,red shoes,home", "1,3,1600000000,0,1,,search", "2,3,1600000000,1,,blue,home"]
+    run, notes = propose(write_csv(tmp_path / "log.csv", header, *rows))
+    columns = run.data.columns
+    assert (columns.position, columns.query, columns.domain) == ("position", "query", "surface")
+    assert (columns.row_weight, columns.sampling_rate, columns.propensity, columns.policy) == (None,) * 4
+    assert list(run.tasks) == ["click"]
+    assert any("'query' is a search query" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("header", "cells"),
+    [
+        ("position", ["-1", "2"]),
+        ("position", ["1.5", "2"]),
+        ("position", ["top", "left"]),
+        ("query", ["17", "18"]),
+        ("query", ["", ""]),
+        ("domain", ["home", "home"]),
+        ("page_position", ["1", "2"]),
+        ("subdomain", ["a", "b"]),
+    ],
+)
+def test_columns_that_only_look_so_are_left_alone(tmp_path: Path, header: str, cells: list[str]) -> None:
+    rows = [f"1,{item},1600000000,{item % 2},{cell}" for item, cell in enumerate(cells)]
+    run, _ = propose(write_csv(tmp_path / "log.csv", f"user_id,item_id,time,click,{header}", *rows))
+    columns = run.data.columns
+    assert (columns.position, columns.query, columns.domain) == (None, None, None)

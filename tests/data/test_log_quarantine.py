@@ -16,7 +16,7 @@ def test_bad_cells_go_to_quarantine_with_row_and_reason(tmp_path: Path) -> None:
         ("1,2,noon,r,1,5,,1,a,b", "column 'time' is not a time in data.time_unit 's'"),
         ("1,2,0,r,1,5,,1,a,b", "column 'time' is a time before 1971 or after 2099"),
         ("1,2,1600000000,r,yes,5,,1,a,b", "column 'click' is not a number"),
-        ("1,2,1600000000,r,2,5,,1,a,b", "tasks.click.label: a binary label must be 0 or 1; write a comparison, as"),
+        ("1,2,1600000000,r,2,5,,1,a,b", "tasks.click.label: a label of kind 'binary' must be 0 or 1; write"),
         ("1,2,1600000000,r,1,inf,,1,a,b", "tasks.rating.label: a label must be finite"),
         ("1,2,1600000000,r,1,5,late,1,a,b", "tasks.like.feedback_time: column 'liked_at' is not a time in"),
         ("1,2,1600000000,r,1,5,-1,1,a,b", "tasks.like.feedback_time: column 'liked_at' is before 1971"),

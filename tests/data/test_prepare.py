@@ -80,6 +80,8 @@ def test_a_second_run_reuses_and_settings_of_the_model_do_not_matter(capsys):
         {"data__buckets": 2},
         {"features__min_count": 3},
         {"features__aggregates": ["user"]},
+        {"data__columns__position": "place"},
+        {"data__columns__query": "place"},
         {"tasks": {"like": {"label": "1 - like", "feedback_delay": 0}}},
         {"backbone": {"name": "nano"}},
     ],

@@ -85,6 +85,8 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
     for task in chosen:
         if task not in run.tasks:
             raise ConfigError(f"{where}: '{text}' names no task '{task}'.{suggest(task, run.tasks)}")
+        if tasks and not run.tasks[task].labelled:
+            raise ConfigError(f"{where}: '{text}' names task '{task}', which has no label to aggregate; leave it out.")
     categories, numbers = _known(run)
     if operator is None:
         known = {"user": "user", "item": "item", "running item": "running", **dict.fromkeys(categories, "category")}

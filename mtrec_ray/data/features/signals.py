@@ -13,6 +13,7 @@ import numpy as np
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.requests.requests import Events
+from mtrec_ray.tasks.labels import labels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,6 +39,8 @@ def signals(run: Run) -> list[Signal]:
     """The signals of all tasks whose feedback can enter a history; classes beyond 16 are left out."""
     result = []
     for index, (name, task) in enumerate(run.tasks.items()):
+        if not task.labelled:
+            continue
         if run.data.layout == "impressions" and task.feedback_time is None and task.feedback_delay is None:
             continue
         known_late = run.data.layout == "behaviours" or task.feedback_time is not None
@@ -45,7 +48,7 @@ def signals(run: Run) -> list[Signal]:
             levels = range(min(task.classes, _MOST_CLASSES))
             result += [Signal(f"{name}={c}", name, index, c, True, known_late) for c in levels]
         else:
-            binary = task.kind == "binary"
+            binary = labels_of(task.kind, run.plugins) == "binary"
             result.append(Signal(name, name, index, None, binary, known_late and binary))
     return result
 

@@ -27,6 +27,9 @@ from mtrec_ray.data.features.statistics import (
     item_factors,
     item_statistics,
 )
+from mtrec_ray.data.fitting.chains import chain_counts, parent_mean
+from mtrec_ray.data.fitting.delays import delay_entry, delayed
+from mtrec_ray.data.fitting.durations import duration_entry, watched
 from mtrec_ray.data.fitting.tally import Tally, Vocabulary, merge
 from mtrec_ray.data.fitting.texts import distinct_feedback
 from mtrec_ray.data.manifest import SPLITS, TaskEntry
@@ -34,6 +37,7 @@ from mtrec_ray.data.requests.bucket import Bucket
 from mtrec_ray.data.requests.ids import fold_of, stable_hash
 from mtrec_ray.data.requests.rows import NEVER
 from mtrec_ray.errors import DataError
+from mtrec_ray.tasks.labels import labels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,12 +58,24 @@ class Collected:
     """int64, per key of `items`: time of its first train row"""
     categories: dict[str, Tally]
     """[., K, 1 + 2S]"""
+    domains: Tally
+    """[., 1] train rows"""
+    policies: Tally
+    """[., 1]"""
     widths: dict[str, int]
     """Most values in one cell of a train row"""
     numbers: dict[str, Array]
     """float64 [3] count, sum, sum of squares over the train rows"""
     labels: Array
     """float64 [T, 3] count, sum, sum of squares of the observed train labels"""
+    log_labels: Array
+    """float64 [T, 3] the same of log(1 + label), of labels above -1"""
+    chains: Array
+    """float64 [T, 4] see `chain_counts`"""
+    watched: dict[str, Array]
+    """Task -> [n, 2] see `durations.watched`"""
+    delayed: dict[str, Array]
+    """Task -> [n, 2] see `delays.delayed`"""
     classes: list[Counter[int]]
     """[T] train rows of each class"""
     observed: Array
@@ -70,6 +86,8 @@ class Collected:
     """Items with an event in the train period"""
     words: list[str]
     """Feedback words of the train period"""
+    queries: list[str]
+    """Distinct ones of the train rows"""
     interactions: dict[str, Any]
 
 
@@ -82,6 +100,8 @@ class Fitted:
     first_seen: Array
     """int64 [I] time of each item's first train row (row 0: never)"""
     categories: dict[str, Vocabulary]
+    domains: Vocabulary
+    policies: Vocabulary
     widths: dict[str, int]
     statistics: list[Statistics]
     """One per fold of users, which it leaves out, and the last over all"""
@@ -114,14 +134,21 @@ def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) ->
         items=items,
         first_seen=first_seen[present],
         categories=categories,
+        domains=_text_tally(rows.domain[chosen]),
+        policies=_text_tally(rows.policy[chosen]),
         widths=widths,
         numbers={n.feature: _moments(read_numbers(s, n, rows, tables)[chosen]) for s, n in number_columns(run)},
         labels=np.array([_moments(label) for label in bucket.labels[train].T]),
+        log_labels=np.array([_moments(_logs(label)) for label in bucket.labels[train].T]),
+        chains=chain_counts(bucket.labels[train], run),
+        watched=watched(bucket, run, tables),
+        delayed=delayed(bucket, run),
         classes=_class_counts(bucket.labels[train], run),
         observed=_per_split(~np.isnan(bucket.labels), bucket.split),
         positives=_per_split(bucket.labels > 0, bucket.split),
         event_items=[rows.items[i] for i in np.unique(rows.item[train_events])],
         words=distinct_feedback(bucket.events.feedback[bucket.train_events], run)[0],
+        queries=_text_tally(rows.query[chosen]).keys,
         interactions=_interactions(bucket, values, fold, most_interactions),
     )
 
@@ -130,7 +157,7 @@ def fit(parts: Sequence[Collected], run: Run, tables: Tables, with_factors: bool
     """What was fitted on the train rows of all buckets.
 
     Raises:
-        DataError: no train rows, or a task without any observed label among them.
+        DataError: no train rows, or a task with labels of which none is observed among them.
     """
     tasks = _task_entries(parts, run)
     items = merge([part.items for part in parts])
@@ -146,6 +173,8 @@ def fit(parts: Sequence[Collected], run: Run, tables: Tables, with_factors: bool
         items=vocabulary,
         first_seen=first_seen,
         categories=vocabularies,
+        domains=Vocabulary.of(merge([part.domains for part in parts]), min_count=1),
+        policies=Vocabulary.of(merge([part.policies for part in parts]), min_count=1),
         widths=_widths(parts, run, tables),
         statistics=[
             _statistics(left_out, items, categories, vocabularies, interactions, parts, run, with_factors)
@@ -199,6 +228,8 @@ def _statistics(
 
 def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
     labels = np.sum([part.labels for part in parts], axis=0)
+    log_labels = np.sum([part.log_labels for part in parts], axis=0)
+    chains = np.sum([part.chains for part in parts], axis=0)
     observed = np.sum([part.observed for part in parts], axis=0)
     positives = np.sum([part.positives for part in parts], axis=0)
     if not sum(float(part.users.rows().sum()) for part in parts):
@@ -209,7 +240,7 @@ def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
     entries = []
     for t, (name, task) in enumerate(run.tasks.items()):
         count, total, squares = labels[t]
-        if not count:
+        if not count and task.labelled:
             said = {key: getattr(task, key) for key in ("label", "observed", "event", "value")}
             source = ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None)
             raise DataError(
@@ -217,16 +248,28 @@ def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
                 "Correct the expression, move split boundaries so that train rows have labels, or remove the task."
             )
         classes = sum((part.classes[t] for part in parts), Counter())
+        rows = max(count, 1)  # a task without labels has a mean of 0
+        of_labels = labels_of(task.kind, run.plugins)
+        logs = of_labels == "number" and log_labels[t, 0] == count
+        watching = [part.watched[name] for part in parts if name in part.watched]
+        late = [part.delayed[name] for part in parts if name in part.delayed]
         entries.append(
             TaskEntry(
                 name=name,
                 kind=task.kind,
+                labels=of_labels,
                 classes=task.classes or 1,
                 observed={split: int(observed[s, t]) for s, split in enumerate(SPLITS)},
                 positives={split: int(positives[s, t]) for s, split in enumerate(SPLITS)},
-                mean=total / count,
-                std=float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))),
-                frequencies=[classes[c] / count for c in range(task.classes or 0)],
+                mean=total / rows,
+                std=_deviation(rows, total, squares),
+                frequencies=[classes[c] / rows for c in range(task.classes or 0)],
+                log_mean=log_labels[t, 1] / rows if logs else None,
+                log_std=_deviation(rows, *log_labels[t, 1:]) if logs else None,
+                parent=task.parent,
+                parent_mean=None if task.parent is None else parent_mean(name, chains[t], run),
+                durations=duration_entry(name, watching, run) if watching else None,
+                delays=None if task.window is None else delay_entry(task.window, late),
             )
         )
     return entries
@@ -252,6 +295,13 @@ def _category_tally(cells: list[list[str]], cell: Array, fold: Array, folds: int
         for value in set(cell_values):
             sums[place[value]] += row
     return Tally(values, sums), max((len(cell_values) for cell_values in used), default=0)
+
+
+def _text_tally(texts: Array) -> Tally:
+    """Rows per text of [N], without the empty one."""
+    counts = Counter(text for text in texts.tolist() if text)
+    keys = sorted(counts)
+    return Tally(keys, np.array([counts[key] for key in keys], dtype=np.float64)[:, None])
 
 
 def _user_tally(bucket: Bucket) -> Tally:
@@ -282,6 +332,17 @@ def _interactions(bucket: Bucket, values: Array, fold: Array, most: int) -> dict
 def _moments(values: Array) -> Array:
     seen = values[~np.isnan(values)].astype(np.float64)
     return np.array([len(seen), seen.sum(), (seen**2).sum()])
+
+
+def _logs(labels: Array) -> Array:
+    """log(1 + label), NaN for labels that have none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log1p(labels.astype(np.float64))
+    return np.where(np.isfinite(logs), logs, np.nan)
+
+
+def _deviation(count: float, total: float, squares: float) -> float:
+    return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0)))
 
 
 def _scales(parts: Sequence[Collected], run: Run) -> dict[str, float]:

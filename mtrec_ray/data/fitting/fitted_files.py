@@ -15,17 +15,18 @@ from mtrec_ray.data.fitting.tally import Vocabulary
 from mtrec_ray.data.manifest import Manifest
 
 _MAPS = ("categories", "factors", "scales")
+_CATEGORY = "category "
 
 
 def save_fitted(fs: pafs.FileSystem, folder: str, fitted: Fitted) -> None:
     """Writes the files below `folder`."""
-    names = ["user", "item", *(f"category {name}" for name in fitted.categories)]
-    vocabularies = [fitted.users, fitted.items, *fitted.categories.values()]
+    names = ["user", "item", "domain", "policy", *(f"{_CATEGORY}{name}" for name in fitted.categories)]
+    vocabularies = [fitted.users, fitted.items, fitted.domains, fitted.policies, *fitted.categories.values()]
     table = pa.table(
         {
             "vocabulary": pa.array(names, pa.string()),
             "known": pa.array([v.known for v in vocabularies], pa.int64()),
-            "width": pa.array([1, 1, *(fitted.widths[name] for name in fitted.categories)], pa.int64()),
+            "width": pa.array([1, 1, 1, 1, *(fitted.widths[name] for name in fitted.categories)], pa.int64()),
             "keys": pa.array([v.keys.to_pylist() for v in vocabularies], pa.list_(pa.string())),
         }
     )
@@ -41,20 +42,37 @@ def load_fitted(prepared: str, manifest: Manifest) -> Fitted:
     """What was fitted for a prepared folder."""
     fs, root = open_fs(prepared)
     folder = f"{root}/fitted"
-    table = pq.read_table(f"{folder}/vocabularies.parquet", filesystem=fs).to_pylist()
-    found = {row["vocabulary"]: Vocabulary(pa.array(row["keys"], pa.string()), row["known"]) for row in table}
-    columns = [name.removeprefix("category ") for name in found if name.startswith("category ")]
+    table = _read_vocabularies(fs, root)
+    found = {row["vocabulary"]: _vocabulary(row) for row in table}
+    categories = {row["vocabulary"].removeprefix(_CATEGORY): row for row in table if _CATEGORY in row["vocabulary"]}
     infos = fs.get_file_info(pafs.FileSelector(folder))
     count = sum(info.base_name.startswith("statistics-") for info in infos)
     return Fitted(
         users=found["user"],
         items=found["item"],
         first_seen=pq.read_table(f"{folder}/first_seen.parquet", filesystem=fs)["time"].to_numpy(),
-        categories={name: found[f"category {name}"] for name in columns},
-        widths={row["vocabulary"].removeprefix("category "): row["width"] for row in table[2:]},
+        categories={name: _vocabulary(row) for name, row in categories.items()},
+        domains=found["domain"],
+        policies=found["policy"],
+        widths={name: row["width"] for name, row in categories.items()},
         statistics=[_read_statistics(fs, f"{folder}/statistics-{k}.npz") for k in range(count)],
         tasks=manifest.tasks,
     )
+
+
+def load_items(prepared: str) -> Vocabulary:
+    """The vocabulary of items of a prepared folder, without all else that was fitted."""
+    fs, root = open_fs(prepared)
+    return next(_vocabulary(row) for row in _read_vocabularies(fs, root) if row["vocabulary"] == "item")
+
+
+def _read_vocabularies(fs: pafs.FileSystem, root: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(f"{root}/fitted/vocabularies.parquet", filesystem=fs).to_pylist()
+    return rows
+
+
+def _vocabulary(row: dict[str, Any]) -> Vocabulary:
+    return Vocabulary(pa.array(row["keys"], pa.string()), row["known"])
 
 
 def _flat(statistics: Statistics) -> dict[str, Any]:

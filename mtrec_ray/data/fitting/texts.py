@@ -7,10 +7,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
+from mtrec_ray.tasks.labels import labels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _BATCH = 4096
+_HALF_CHARACTER = "\ufffd"
+"""What is decoded from the first of the several tokens of one character."""
 
 
 def feedback_words(feedback: Sequence[float], run: Run) -> str:
@@ -19,7 +22,7 @@ def feedback_words(feedback: Sequence[float], run: Run) -> str:
     for (name, task), value in zip(run.tasks.items(), feedback, strict=True):
         if np.isnan(value):
             continue
-        if task.kind != "binary":
+        if labels_of(task.kind, run.plugins) != "binary":
             words.append(f"{name} {value:g}")
         elif value == 1:
             words.append(name)
@@ -39,11 +42,12 @@ def distinct_feedback(feedback: Array, run: Run) -> tuple[list[str], Array]:
     return words, codes.ravel()
 
 
-def tokenizer_texts(item_texts: Sequence[str], words: Sequence[str]) -> Iterable[str]:
-    """What a tokenizer learns from: every item's text once, all feedback words together about a tenth as often."""
-    yield from item_texts
+def tokenizer_texts(texts: Sequence[str], words: Sequence[str]) -> Iterable[str]:
+    """What a tokenizer learns from: every item's text and every query once, all feedback words together about a tenth
+    as often."""
+    yield from texts
     if words:
-        times = max(1, len(item_texts) // (10 * len(words)))
+        times = max(1, len(texts) // (10 * len(words)))
         for _ in range(times):
             yield from words
 
@@ -58,6 +62,16 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit
             cut[len(ids)] = len(encoded) > limit
             ids.append(np.array(encoded[:limit], dtype=np.int32))
     return ids, cut
+
+
+def shortened(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[str], Array]:
+    """The texts, of those with more than `limit` tokens only as much as these say; bool [N] whether it was cut."""
+    ids, cut = encode_texts(texts, tokenizer, limit)
+    kept = list(texts)
+    for place in np.flatnonzero(cut).tolist():
+        decoded = str(tokenizer.decode(ids[place], clean_up_tokenization_spaces=False))
+        kept[place] = decoded.rstrip(_HALF_CHARACTER).strip()
+    return kept, cut
 
 
 def stand_in(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -14,13 +14,14 @@ from mtrec_ray.model.nano import train_tokenizer
 
 
 def make_tokenizer(
-    run: Run, tables: Tables, event_items: Sequence[str], words: Sequence[str]
+    run: Run, tables: Tables, event_items: Sequence[str], words: Sequence[str], queries: Sequence[str] = ()
 ) -> PreTrainedTokenizerBase | None:
     """None with `backbone: none`.
 
     Args:
         event_items: items with an event in the train period, whose texts `nano` may learn from.
         words: feedback words of the train period.
+        queries: of the train rows.
 
     Raises:
         BackboneError: no tokenizer at `backbone.name`, or no network to fetch it.
@@ -31,7 +32,7 @@ def make_tokenizer(
     if name == "nano":
         texts = tables.item_texts(sorted(set(event_items)))
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(
-            tokenizer_texts(texts, sorted(set(words) - {""})), run.backbone.vocab_size
+            tokenizer_texts([*texts, *sorted(set(queries))], sorted(set(words) - {""})), run.backbone.vocab_size
         )
     else:
         tokenizer = load_tokenizer(name)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mtrec_ray.data.filesystem import is_url
 from mtrec_ray.data.inspection.glimpse import Glimpse, named, plain
 from mtrec_ray.data.inspection.inspect_tables import describe_table, table_beside
 from mtrec_ray.data.reading.cells import as_text, guess_unit
+from mtrec_ray.data.reading.context import MOST_POSITION
 from mtrec_ray.data.reading.formats import DataFile, column_names, find_shards
 from mtrec_ray.errors import DataError
 
@@ -28,6 +30,9 @@ _NAMES = {
         "event": "eventtype event action actiontype behavior behaviour behaviortype type interactiontype",
         "rating": "rating ratings stars score overall",
         "shown": "position rank slot",
+        "position": "position",
+        "domain": "domain surface scenario",
+        "query": "query searchquery querytext",
     }.items()
 }
 _REMEDIES = {
@@ -38,6 +43,7 @@ _REMEDIES = {
 _FEEDBACK = re.compile(r"click|like|purchase|buy|bought|order|conver|share|follow|save|cart|comment|forward|mark|label")
 _DWELL = re.compile(r"dwell|play.?time|watch.?time|stay.?time|read.?time|time.?spent|view.?time")
 _MOST_TASKS = 8
+_MOST_SURFACES = 50
 _SCHEMAS_READ = 50
 
 
@@ -111,7 +117,35 @@ def _find_columns(log: Glimpse, notes: list[str]) -> dict[str, str]:
     if request := named(log.names, _NAMES["request"]):
         found["request"] = request[0]
     notes.append(", ".join(f"{role}: '{column}'" for role, column in found.items()))
+    return found | _find_context(log, notes)
+
+
+def _find_context(log: Glimpse, notes: list[str]) -> dict[str, str]:
+    """Only columns with the very names, whose cells are such: a place, one of some surfaces, a text."""
+    checks: dict[str, tuple[Callable[[Glimpse, str], bool], str]] = {
+        "position": (_are_positions, "is the place on the page (data.columns.position)"),
+        "domain": (_are_surfaces, "says which surface or scenario a row is of (data.columns.domain)"),
+        "query": (_are_texts, "is a search query, read before the candidate's text (data.columns.query)"),
+    }
+    found = {}
+    for role, (fits, meaning) in checks.items():
+        for name in [name for name in named(log.names, _NAMES[role]) if fits(log, name)][:1]:
+            found[role] = name
+            notes.append(f"'{name}' {meaning}")
     return found
+
+
+def _are_positions(log: Glimpse, name: str) -> bool:
+    values = log.numbers(name)
+    return values is not None and bool(((values >= 0) & (values <= MOST_POSITION) & (values == np.floor(values))).all())
+
+
+def _are_surfaces(log: Glimpse, name: str) -> bool:
+    return 2 <= len(set(log.texts(name))) <= _MOST_SURFACES
+
+
+def _are_texts(log: Glimpse, name: str) -> bool:
+    return log.numbers(name) is None and not log.is_timestamp(name) and bool(log.texts(name))
 
 
 def _maybe_time(log: Glimpse, name: str) -> bool:

@@ -12,8 +12,9 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.side_features import candidate_categories, candidate_numbers, describe
 from mtrec_ray.data.fitting.fit import Fitted
-from mtrec_ray.data.fitting.texts import distinct_feedback, encode_texts, stand_in
+from mtrec_ray.data.fitting.texts import distinct_feedback, encode_texts, shortened, stand_in
 from mtrec_ray.data.manifest import SPLITS
+from mtrec_ray.data.reading.context import CODED, context_texts
 from mtrec_ray.data.requests.bucket import Bucket, lag_us
 from mtrec_ray.data.requests.ragged import Ragged, offsets_of, spans
 from mtrec_ray.data.requests.requests import Events, history_ends, without_exposures
@@ -67,6 +68,11 @@ def encode(
         categories=candidate_categories(bucket, described),
         item_rows=fitted.items.lookup(bucket.rows.items),
         user_rows=fitted.users.lookup(bucket.rows.users),
+        domains=fitted.domains.lookup(bucket.rows.domain.tolist()),
+        policies=fitted.policies.lookup(bucket.rows.policy.tolist()),
+        named=[name for name in CODED if name in context_texts(run.data.columns)],
+        asked="query" in context_texts(run.data.columns),
+        delayed=any(task.window is not None for task in run.tasks.values()),
     )
     requests, lengths, longest = {}, {}, {"request": 0, "position": 0}
     for code, split in enumerate(SPLITS):
@@ -138,14 +144,28 @@ def _event_tokens(
 def _candidate_tokens(
     bucket: Bucket, item_texts: Sequence[str], run: Run, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Ragged, int]:
-    """Tokens of each candidate, at least one, and how many candidates were cut."""
-    count = len(bucket.candidates.row)
+    """Tokens of each candidate, at least one, and how many candidates were cut. Each different text is encoded once.
+
+    A query stands before the item's text as feedback words do in an event, and has at most half of the tokens: items
+    found by the same long query would else be read as the same.
+    """
+    row = bucket.candidates.row
     if tokenizer is None:
-        return Ragged(np.zeros(0, np.int32), np.zeros(count + 1, np.int64)), 0
-    ids, cut = encode_texts(item_texts, tokenizer, run.history.candidate_tokens)
+        return Ragged(np.zeros(0, np.int32), np.zeros(len(row) + 1, np.int64)), 0
+    limit, count = run.history.candidate_tokens, max(len(item_texts), 1)
+    asked = pa.array(bucket.rows.query[row], pa.string()).dictionary_encode()
+    queries, cut_queries = shortened(asked.dictionary.to_pylist(), tokenizer, limit // 2)
+    pairs = asked.indices.to_numpy().astype(np.int64) * count + bucket.rows.item[row]
+    distinct, place = np.unique(pairs, return_inverse=True)
+    texts = [_joined(queries[pair // count], item_texts[pair % count]) for pair in distinct.tolist()]
+    ids, cut = encode_texts(texts, tokenizer, limit)
+    cut |= cut_queries[distinct // count]
     empty = np.array([stand_in(tokenizer)], dtype=np.int32)
-    items = bucket.rows.item[bucket.candidates.row]
-    return Ragged.of([part if len(part) else empty for part in ids], np.int32).take(items), int(cut[items].sum())
+    return Ragged.of([part if len(part) else empty for part in ids], np.int32).take(place), int(cut[place].sum())
+
+
+def _joined(query: str, text: str) -> str:
+    return f"{query} {text}".strip() if query else text
 
 
 def _documents(events: Events, train_events: Array, tokens: Ragged) -> pa.Table:
@@ -169,6 +189,15 @@ class _Encoder:
     categories: Array
     item_rows: Array
     user_rows: Array
+    domains: Array
+    """int64 [N] row of the vocabulary of each of the bucket's rows; likewise `policies`"""
+    policies: Array
+    named: list[str]
+    """Those of `CODED` that the log has: requests keep their text, too, since one that is not in train has index 0"""
+    asked: bool
+    """Whether the log has queries: requests keep them, since augmentation changes the item's text behind them"""
+    delayed: bool
+    """Whether a task has a window: requests keep how late feedback came"""
 
     def table(self, plan: _Plan) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Request rows, their lengths, and the longest request and position."""
@@ -199,7 +228,18 @@ class _Encoder:
             "categories": _lists(self.categories[c], plan.candidates.lengths, np.int32),
             "numbers": _lists(self.numbers[c], plan.candidates.lengths, np.float32),
             "labels": _lists(self.bucket.labels[c], plan.candidates.lengths, np.float32),
+            "context": _lists(rows.context[row], plan.candidates.lengths, np.float32),
+            "domain": _lists(self.domains[row], plan.candidates.lengths, np.int32),
+            "policy": _lists(self.policies[row], plan.candidates.lengths, np.int32),
         }
+        for name in self.named:
+            columns[f"{name}_name"] = _strings(getattr(rows, name)[row].tolist(), plan.candidates.offsets)
+        if self.asked:
+            columns["query"] = _strings(rows.query[row].tolist(), plan.candidates.offsets)
+        if self.delayed:
+            late = self.bucket.delays
+            columns["delays"] = _lists(late.delays[c], plan.candidates.lengths, np.float32)
+            columns["elapsed"] = _lists(late.elapsed[c], plan.candidates.lengths, np.float32)
         tokens = history.lengths + own.regroup(plan.candidates.lengths).lengths
         lengths = {"tokens": tokens.astype(np.int32), "candidates": plan.candidates.lengths.astype(np.int32)}
         return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, own)

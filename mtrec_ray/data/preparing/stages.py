@@ -19,7 +19,10 @@ from mtrec_ray.data.manifest import SPLITS, ShardEntry
 from mtrec_ray.data.preparing.encode import Encoded, encode
 from mtrec_ray.data.preparing.item_pass import read_answers, send_items
 from mtrec_ray.data.preparing.shuffle import read_bucket
+from mtrec_ray.data.reading.context import context_numbers
+from mtrec_ray.data.requests.attribution import log_end
 from mtrec_ray.data.requests.bucket import Bucket, IdOrder, build_bucket, candidate_keys, said_splits
+from mtrec_ray.data.requests.ids import hashed
 from mtrec_ray.data.requests.requests import find_candidates
 from mtrec_ray.data.requests.rows import from_table
 from mtrec_ray.data.requests.splits import Key, TimeSplit, histogram
@@ -52,6 +55,8 @@ class Counts:
     said: Counter[int]
     """Candidates per code of the split column"""
     hours: Counter[int]
+    log_end: int
+    """The last time that the bucket's rows mention"""
 
 
 def count_bucket(bucket: int, source: Source) -> Counts:
@@ -72,6 +77,7 @@ def count_bucket(bucket: int, source: Source) -> Counts:
         duplicates=int(repeated.sum()),
         said=said_splits(rows, candidates),
         hours=histogram(times, 3_600_000_000),
+        log_end=log_end(rows, source.run),
     )
 
 
@@ -101,6 +107,7 @@ class FitTask:
     source: Source
     tables: Tables
     boundaries: TimeSplit | None
+    log_end: int
     most_interactions: int
     items_run: bool
     """Whether an aggregate asks how items have done so far"""
@@ -109,7 +116,7 @@ class FitTask:
 def collect_bucket(bucket: int, task: FitTask) -> tuple[Collected, set[str]]:
     """What is fitted, and all items of the bucket."""
     source = task.source
-    data = _build(bucket, source, task.boundaries)
+    data = _build(bucket, source, task.boundaries, task.log_end)
     if task.items_run:
         send_items(source.fs, source.work, bucket, data, source.run)
     return collect(data, source.run, task.tables, task.most_interactions), set(data.rows.items)
@@ -123,6 +130,7 @@ class EncodeTask:
     out: str
     tables: Tables
     boundaries: TimeSplit | None
+    log_end: int
     fitted: Fitted
     tokenizer: PreTrainedTokenizerBase | None
     shared_end: bool
@@ -143,12 +151,16 @@ class Written:
     """float32 [n, F]"""
     longest: dict[str, int]
     counts: dict[str, int]
+    positions: list[int]
+    """The smallest and the largest position of a train row; empty if none is known"""
+    propensities: int
+    """Train rows whose propensity is known"""
 
 
 def encode_bucket(bucket: int, task: EncodeTask) -> Written:
     """Writes the shards of one bucket, and its documents if it has any."""
     run, fs, work = task.source.run, task.source.fs, task.source.work
-    data = _build(bucket, task.source, task.boundaries)
+    data = _build(bucket, task.source, task.boundaries, task.log_end)
     item_past = read_answers(fs, work, bucket, run.data.buckets) if task.items_run else np.zeros((0, 0))
     encoded = encode(data, run, task.tables, task.fitted, task.tokenizer, task.shared_end, item_past)
     name = f"part-{bucket:05d}"
@@ -165,21 +177,27 @@ def encode_bucket(bucket: int, task: EncodeTask) -> Written:
         sample=encoded.numbers[chosen],
         longest=encoded.longest,
         counts=encoded.counts,
+        positions=_ends(_known(data, "position", run)),
+        propensities=len(_known(data, "propensity", run)),
     )
 
 
-def hashed(row_ids: Array) -> Array:
-    """uint64 [N]: SplitMix64 of each id (Steele, Lea, Flood 2014); a sample drawn by it is the same everywhere."""
-    with np.errstate(over="ignore"):
-        z = row_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def _build(bucket: int, source: Source, boundaries: TimeSplit | None) -> Bucket:
+def _build(bucket: int, source: Source, boundaries: TimeSplit | None, log_end: int) -> Bucket:
     table = read_bucket(source.fs, source.work, bucket, source.run)
-    return build_bucket(table, source.run, source.ids, boundaries)
+    return build_bucket(table, source.run, source.ids, boundaries, log_end)
+
+
+def _known(data: Bucket, name: str, run: Run) -> Array:
+    """float32: the values of a number of the context that are known of train rows."""
+    numbers = context_numbers(run.data.columns)
+    if name not in numbers:
+        return np.zeros(0, dtype=np.float32)
+    values = data.rows.context[data.candidates.row[data.train], numbers.index(name)]
+    return values[~np.isnan(values)]
+
+
+def _ends(values: Array) -> list[int]:
+    return [int(values.min()), int(values.max())] if len(values) else []
 
 
 def _write_shard(encoded: Encoded, split: str, name: str, task: EncodeTask) -> ShardEntry:

@@ -3,7 +3,7 @@
 Plain functions over one file, in bounded batches, without Ray: `prepare` maps them over the shards.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from mtrec_ray.config import Data, Run, Task
 from mtrec_ray.data.reading import expressions
 from mtrec_ray.data.reading.cells import Times, as_micros, as_numbers, as_text, guess_unit
+from mtrec_ray.data.reading.context import context_numbers, context_texts, faults, trimmed
 from mtrec_ray.data.reading.formats import (
     BATCH_ROWS,
     BadRow,
@@ -23,8 +24,10 @@ from mtrec_ray.data.reading.formats import (
     read_batches,
 )
 from mtrec_ray.data.reading.patterns import extract_numbers
-from mtrec_ray.errors import DataError
+from mtrec_ray.errors import ConfigError, DataError
+from mtrec_ray.labels import Labels
 from mtrec_ray.registry import suggest
+from mtrec_ray.tasks.labels import labels_of
 
 LogFile = DataFile
 ROW_BITS = 40
@@ -73,6 +76,8 @@ def event_schema(run: Run) -> pa.Schema:
     fields += [(f"feedback_time.{name}", pa.int64()) for name in run.tasks]
     fields += [(f"category.{category.column}", pa.string()) for category in run.data.categories]
     fields += [(f"number.{number.feature}", pa.float64()) for number in run.data.numbers]
+    fields += [(f"context.{name}", pa.float64()) for name in context_numbers(run.data.columns)]
+    fields += [(f"context.{name}", pa.string()) for name in context_texts(run.data.columns)]
     return pa.schema(fields)
 
 
@@ -81,8 +86,10 @@ def check_log(files: list[LogFile], run: Run) -> None:
 
     Raises:
         DataError: an unknown column, or no row in any file.
-        ConfigError: an expression that cannot be read.
+        ConfigError: an expression that cannot be read, an unknown kind of task, or one that lacks its label or has one
+            too many.
     """
+    _check_labels(run)
     _check_columns(files[0], run, column_names(files[0], BATCH_ROWS), sparse_ok=False)
     if not any(_has_rows(file) for file in files):
         raise DataError(
@@ -106,6 +113,17 @@ def read_events(file: LogFile, index: int, run: Run) -> Iterator[Events]:
     reader = _Reader(file, index, run)
     for batch in read_batches(file, columns):
         yield reader.events(batch)
+
+
+def _check_labels(run: Run) -> None:
+    """Of the built-in kinds the config knows by itself whether they need a label; of a guest's kind only its module."""
+    for name, task in run.tasks.items():
+        needs_label = labels_of(task.kind, run.plugins) != "none"
+        source = "event" if run.data.layout == "behaviours" else "label"
+        if needs_label and not task.labelled:
+            raise ConfigError(f"tasks.{name}: kind '{task.kind}' needs a label; give `{source}`.")
+        if task.labelled and not needs_label:
+            raise ConfigError(f"tasks.{name}: kind '{task.kind}' has no label; remove `{source}`.")
 
 
 def _has_rows(file: LogFile) -> bool:
@@ -171,6 +189,7 @@ class _Reader:
                 else extract_numbers(rows.text(number.column), number.pattern, f"data.numbers[{i}].pattern")
             )
             columns[f"number.{number.feature}"] = pa.array(read)
+        columns |= self._context(rows, columns.get("event"))
         columns["row_id"] = pa.array((self.index << ROW_BITS) | batch.rows.astype(np.int64))
         table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
         good = table.filter(pa.array(rows.accepted))
@@ -179,7 +198,8 @@ class _Reader:
 
     def _identity(self, rows: "_Rows") -> dict[str, pa.Array]:
         """Ids and the other columns that are taken as text; a row without user or item is rejected."""
-        names = {**self.run.data.columns.model_dump(exclude={"time"}), "split": self.run.split.column}
+        named = self.run.data.columns.model_dump(include={"user", "item", "request", "event"})
+        names = {**named, "split": self.run.split.column}
         texts = {name: rows.text(column) for name, column in names.items() if column is not None}
         for name in ("user", "item", "event"):
             if name in texts:
@@ -210,16 +230,33 @@ class _Reader:
                 f"{example!r} would lie outside 1971-2099. Set data.time_unit: {fitting}."
             )
 
+    def _context(self, rows: "_Rows", event: pa.Array | None) -> dict[str, pa.Array]:
+        """Columns `context.<name>`. Their checks are for candidates: other rows need no weight and have no place."""
+        columns, context = self.run.data.columns, {}
+        asked = np.ones(len(rows.batch.rows), dtype=bool)
+        if self.run.data.layout == "behaviours":
+            asked = pc.equal(event, self.run.data.candidate_event).fill_null(False).to_numpy(zero_copy_only=False)
+        for name in context_numbers(columns):
+            column = getattr(columns, name)
+            values = rows.numbers(column)
+            for mask, reason in faults(name, column, values):
+                rows.reject(mask & asked, reason)
+            context[f"context.{name}"] = pa.array(values)
+        for name in context_texts(columns):
+            context[f"context.{name}"] = trimmed(rows.text(getattr(columns, name)))
+        return context
+
     def _label(
         self, rows: "_Rows", name: str, task: Task, micros: np.ndarray, _: dict[str, pa.Array]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`impressions`: the label and when it became known (0 = never)."""
-        assert task.label is not None
+        """`impressions`: the label and when it became known (0 = never); neither for a task without a label."""
+        if task.label is None:
+            return np.full(len(micros), np.nan), np.zeros_like(micros)
         label = rows.evaluate(task.label, f"tasks.{name}.label")
         if task.observed is not None:
             observed = rows.evaluate(task.observed, f"tasks.{name}.observed")
             label = np.where(np.nan_to_num(observed) != 0, label, np.nan)
-        rows.reject(_outside(label, task), f"tasks.{name}.label: {_expected(task)}")
+        self._check_range(rows, f"tasks.{name}.label", label, task)
         return label, self._known(rows, name, task, micros, otherwise=np.zeros_like(micros))
 
     def _feedback(
@@ -229,8 +266,12 @@ class _Reader:
         happened = pc.equal(columns["event"], task.event).fill_null(False).to_numpy(zero_copy_only=False)
         value = np.ones(len(micros)) if task.value is None else rows.numbers(task.value)
         label = np.where(happened, value, np.nan)
-        rows.reject(_outside(label, task), f"tasks.{name}.value: {_expected(task)}")
+        self._check_range(rows, f"tasks.{name}.value", label, task)
         return label, self._known(rows, name, task, micros, otherwise=micros)
+
+    def _check_range(self, rows: "_Rows", where: str, label: np.ndarray, task: Task) -> None:
+        labels = labels_of(task.kind, self.run.plugins)
+        rows.reject(_outside(label, labels, task), f"{where}: {_expected(labels, task)}")
 
     def _known(self, rows: "_Rows", name: str, task: Task, micros: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
         if task.feedback_delay is not None:
@@ -305,23 +346,21 @@ class _Rows:
         return expressions.evaluate(expression, columns, where)
 
 
-_KINDS: dict[str, Callable[[np.ndarray, Task], np.ndarray]] = {
-    "binary": lambda label, task: (label != 0) & (label != 1),
-    "multiclass": lambda label, task: (label < 0) | (label >= (task.classes or 0)) | (np.floor(label) != label),
-}
+def _outside(label: np.ndarray, labels: Labels, task: Task) -> np.ndarray:
+    """Observed labels that are not allowed."""
+    bad = np.isinf(label)
+    if labels == "binary":
+        bad |= (label != 0) & (label != 1)
+    if labels == "class":
+        bad |= (label < 0) | (label >= (task.classes or 0)) | (np.floor(label) != label)
+    return ~np.isnan(label) & bad
 
 
-def _outside(label: np.ndarray, task: Task) -> np.ndarray:
-    """Observed labels that their kind does not allow."""
-    allowed = _KINDS.get(task.kind, lambda label, task: np.zeros(len(label), dtype=bool))
-    return ~np.isnan(label) & (np.isinf(label) | allowed(label, task))
-
-
-def _expected(task: Task) -> str:
-    if task.kind == "binary":
-        return "a binary label must be 0 or 1; write a comparison, as `rating >= 4`"
-    if task.kind == "multiclass":
-        return f"a multiclass label must be a whole number from 0 to {(task.classes or 0) - 1}"
+def _expected(labels: Labels, task: Task) -> str:
+    if labels == "binary":
+        return f"a label of kind '{task.kind}' must be 0 or 1; write a comparison, as `rating >= 4`"
+    if labels == "class":
+        return f"a label of kind '{task.kind}' must be a whole number from 0 to {(task.classes or 0) - 1}"
     return "a label must be finite"
 
 

@@ -50,21 +50,7 @@ def read_entities(table: Table, what: str = "data.items") -> EntityTable:
         DataError: no such file, not of its format, an unknown column (with the nearest), or no rows at all.
         ConfigError: a text that is no template, or a pattern that does not extract numbers.
     """
-    files = find_shards(table.path, "auto", f"{what}.path")
-    needed = _needed_columns(table, what)
-    parts, bad = [], []
-    for file in files:
-        found = column_names(file)
-        for where, column in needed:
-            if column not in found:
-                raise DataError(f"{where}: no column '{column}' in '{file.path}'.{suggest(column, found)}")
-        for batch in read_batches(file, [column for _, column in needed]):
-            part, rejected = _read_part(table, batch, what)
-            parts.append(part)
-            bad += [(file.path, row) for row in batch.bad + rejected]
-    merged = _Part.join(parts)
-    if not len(merged.keys):
-        raise DataError(f"{what}.path: no rows with a key in {len(files)} file(s), the first is '{files[0].path}'.")
+    merged, bad = _read_all(table, what)
     entities, duplicates = _first_of_each_key(merged)
     return EntityTable(
         entities.keys,
@@ -75,6 +61,17 @@ def read_entities(table: Table, what: str = "data.items") -> EntityTable:
         bad,
         rows_read=len(merged.keys) + len(bad),
     )
+
+
+def read_texts(table: Table, what: str) -> tuple[list[str], list[str], int]:
+    """Keys and texts of all rows, also of several with one key, and how many rows had no key or no text.
+
+    Raises:
+        DataError, ConfigError: as `read_entities`.
+    """
+    merged, bad = _read_all(table, what)
+    rows = [(key, text) for key, text in zip(merged.keys.to_pylist(), merged.text, strict=True) if text]
+    return [key for key, _ in rows], [text for _, text in rows], len(bad) + len(merged.text) - len(rows)
 
 
 def template_columns(template: str, where: str) -> list[str]:
@@ -105,6 +102,25 @@ def _needed_columns(table: Table, what: str) -> list[tuple[str, str]]:
     needed += [(f"{what}.categories[{i}]", category.column) for i, category in enumerate(table.categories)]
     needed += [(f"{what}.numbers[{i}]", number.column) for i, number in enumerate(table.numbers)]
     return needed
+
+
+def _read_all(table: Table, what: str) -> tuple["_Part", list[tuple[str, BadRow]]]:
+    files = find_shards(table.path, "auto", f"{what}.path")
+    needed = _needed_columns(table, what)
+    parts, bad = [], []
+    for file in files:
+        found = column_names(file)
+        for where, column in needed:
+            if column not in found:
+                raise DataError(f"{where}: no column '{column}' in '{file.path}'.{suggest(column, found)}")
+        for batch in read_batches(file, [column for _, column in needed]):
+            part, rejected = _read_part(table, batch, what)
+            parts.append(part)
+            bad += [(file.path, row) for row in batch.bad + rejected]
+    merged = _Part.join(parts)
+    if not len(merged.keys):
+        raise DataError(f"{what}.path: no rows with a key in {len(files)} file(s), the first is '{files[0].path}'.")
+    return merged, bad
 
 
 @dataclass(frozen=True)

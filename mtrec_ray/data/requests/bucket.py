@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.requests.attribution import Delays, Known, attribute
 from mtrec_ray.data.requests.requests import (
     Candidates,
     Events,
@@ -40,6 +41,7 @@ class Bucket:
     """int8 [C] 0 train, 1 valid, 2 test"""
     labels: Array
     """float32 [C, T]"""
+    delays: Delays
     events: Events
     ends: Array
     """int64 [C] how many of its user's events a candidate may see"""
@@ -52,20 +54,25 @@ class Bucket:
         return self.split == TRAIN
 
 
-def build_bucket(table: pa.Table, run: Run, ids: IdOrder, boundaries: TimeSplit | None) -> Bucket:
-    """The bucket of a canonical event table; `boundaries` of the split by time, else None."""
+def build_bucket(table: pa.Table, run: Run, ids: IdOrder, boundaries: TimeSplit | None, log_end: int = NEVER) -> Bucket:
+    """The bucket of a canonical event table; `boundaries` of the split by time, else None. `log_end`: the last time of
+    the whole log, up to which tasks with a window know what happened."""
     rows = from_table(table, run, ids.items)
     candidates = find_candidates(rows, run)
     split = _split(rows, candidates, run, ids, boundaries)
     times = rows.time[candidates.row]
     until = known_until(split, candidates.starts, times, run, boundaries)
     label_until = np.where(split == TRAIN, until[candidates.user], NEVER)
+    labels = candidate_labels(rows, candidates, run, label_until)
+    known = Known.of(label_until, split == TRAIN, log_end, run)
+    labels, delays = attribute(labels, rows, candidates, run, known)
     events = find_events(rows, run)
     return Bucket(
         rows=rows,
         candidates=candidates,
         split=split,
-        labels=candidate_labels(rows, candidates, run, label_until),
+        labels=labels,
+        delays=delays,
         events=events,
         ends=history_ends(candidates, events, lag_us(run)),
         train_events=_train_events(rows, candidates, split, events, until, run),

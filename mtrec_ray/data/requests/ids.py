@@ -14,6 +14,15 @@ def stable_hash(text: str, salt: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8, salt=salt.encode()).digest(), "little")
 
 
+def hashed(row_ids: IntArray) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """uint64 [N]: SplitMix64 of each id (Steele, Lea, Flood 2014); a sample drawn by it is the same everywhere."""
+    with np.errstate(over="ignore"):
+        z = row_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
 def bucket_of(user: str, buckets: int) -> int:
     """Which of the `buckets` holds all rows of this user."""
     return stable_hash(user, "bucket") % buckets

@@ -46,7 +46,7 @@ def find_candidates(rows: Rows, run: Run) -> Candidates:
     chosen = np.arange(rows.num_rows)
     if run.data.layout == "behaviours":
         chosen = np.flatnonzero(rows.event == run.data.candidate_event)
-        _, first = np.unique(_pairs(rows)[chosen], return_index=True)  # rows are sorted by time within a user
+        _, first = np.unique(pairs(rows)[chosen], return_index=True)  # rows are sorted by time within a user
         chosen = chosen[np.sort(first)]
     user = rows.user[chosen]
     starts = np.searchsorted(user, np.arange(len(rows.users) + 1))
@@ -59,18 +59,21 @@ def candidate_labels(rows: Rows, candidates: Candidates, run: Run, known_until: 
     `behaviours`: whether the task's event ever occurs on the candidate's user and item (with `value`: the value of the
     first such row; without one the label is not observed). A feedback at or after `known_until` (int64 [C]) does not
     count: what is learnt from the train period must not depend on what came later. `impressions`: the label of the
-    row, not observed where its feedback came later than that.
+    row, not observed where its feedback came later than that. Those of tasks with a window are taken by `attribution`.
     """
     if run.data.layout == "impressions":
         feedback_time = rows.feedback_time[candidates.row]
         hidden = (feedback_time != NEVER) & (feedback_time > known_until[:, None])
         return np.where(hidden, np.float32(np.nan), rows.labels[candidates.row])
-    pairs = _pairs(rows)
-    mine = pairs[candidates.row]
+    pair = pairs(rows)
+    mine = pair[candidates.row]
     labels = np.zeros((len(mine), len(run.tasks)), dtype=np.float32)
     for t, task in enumerate(run.tasks.values()):
+        if not task.labelled:
+            labels[:, t] = np.nan
+            continue
         happened = np.flatnonzero(rows.event == task.event)
-        keys, first = np.unique(pairs[happened], return_index=True)
+        keys, first = np.unique(pair[happened], return_index=True)
         first = happened[first]
         place = np.minimum(np.searchsorted(keys, mine), max(len(keys) - 1, 0))
         known = np.zeros(len(mine), dtype=bool)
@@ -129,7 +132,7 @@ def history_ends(candidates: Candidates, events: Events, lag_us: int) -> Array:
     return ends
 
 
-def _pairs(rows: Rows) -> Array:
+def pairs(rows: Rows) -> Array:
     """int64 [N] names the (user, item) pair of each row."""
     return rows.user * max(len(rows.items), 1) + rows.item
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.reading.context import context_numbers
 from mtrec_ray.data.requests.ids import order_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,6 +49,12 @@ class Rows:
     """object [N] cell of each category column of the log, None = absent"""
     numbers: dict[str, Array]
     """float64 [N], NaN = missing"""
+    context: Array
+    """float32 [N, X] in the order of `context_numbers`, NaN = unknown"""
+    domain: Array
+    """object [N], "" = the log does not say; likewise `policy` and `query`"""
+    policy: Array
+    query: Array
 
     @property
     def num_rows(self) -> int:
@@ -73,6 +80,11 @@ def from_table(table: pa.Table, run: Run, integer_items: bool) -> Rows:
     def column(name: str, missing: Any = None) -> Array:
         return _objects(table[name])[order] if name in table.column_names else np.full(len(order), missing, object)
 
+    def text(name: str) -> Array:
+        if name not in table.column_names:
+            return np.full(len(order), "", object)
+        return _objects(pc.fill_null(table[name], ""))[order]
+
     return Rows(
         users=users,
         starts=starts,
@@ -87,6 +99,14 @@ def from_table(table: pa.Table, run: Run, integer_items: bool) -> Rows:
         feedback_time=_stack([_times(table[f"feedback_time.{t}"])[order] for t in run.tasks], len(order), np.int64),
         categories={c.column: column(f"category.{c.column}") for c in run.data.categories},
         numbers={n.feature: _floats(table[f"number.{n.feature}"])[order] for n in run.data.numbers},
+        context=_stack(
+            [_floats(table[f"context.{name}"])[order] for name in context_numbers(run.data.columns)],
+            len(order),
+            np.float32,
+        ),
+        domain=text("context.domain"),
+        policy=text("context.policy"),
+        query=text("context.query"),
     )
 
 

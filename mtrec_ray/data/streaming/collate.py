@@ -8,6 +8,8 @@ import torch
 
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.streaming.augment.history import SHOWN
+from mtrec_ray.data.streaming.augment.negatives import WEIGHT
 from mtrec_ray.model.dropout import token_uids
 from mtrec_ray.model.layout import RequestLayout
 
@@ -26,6 +28,7 @@ class Collator:
         self.tasks = len(manifest.tasks)
         self.slots = sum(entry.width for entry in manifest.categories)
         self.features = len(manifest.numbers)
+        self.context = list(manifest.context)
 
     def __call__(self, rows: pa.Table) -> Batch:
         candidates, item_index = _lists(rows, "item_index")
@@ -45,14 +48,38 @@ class Collator:
             categories=_tensor(_values(rows, "categories"), np.int64).reshape(count, self.slots),
             numbers=_tensor(_values(rows, "numbers"), np.float32).reshape(count, self.features),
             labels=_tensor(_values(rows, "labels"), np.float32).reshape(count, self.tasks),
+            label_weights=self._label_weights(rows, count),
             row_ids=_tensor(_values(rows, "row_id"), np.int64),
             times=_tensor(_values(rows, "time"), np.int64),
             event_item=_tensor(event_item, np.int64),
             event_feedback=_tensor(_values(rows, "event_feedback"), np.float32).reshape(len(event_item), self.tasks),
             event_time=_tensor(_values(rows, "event_time"), np.int64),
+            request=_tensor(request, np.int64),
+            context=_tensor(_values(rows, "context"), np.float32).reshape(count, len(self.context)),
+            delays=_tensor(_optional(rows, "delays", count * self.tasks), np.float32).reshape(count, self.tasks),
+            elapsed=_tensor(_optional(rows, "elapsed", count), np.float32),
+            domain=_tensor(_values(rows, "domain"), np.int64),
+            policy=_tensor(_values(rows, "policy"), np.int64),
+            shown=_tensor(_values(rows, SHOWN if SHOWN in rows.column_names else "candidate_events"), np.int64),
             candidate_event_start=_tensor(event_start, np.int64),
             candidate_event_end=_tensor(event_start + seen, np.int64),
         )
+
+    def _label_weights(self, rows: pa.Table, count: int) -> torch.Tensor:
+        """float32 [C, T].
+
+        A rate is that of the row itself, so that its inverse makes sums over the rows those over all that there were,
+        whatever rows were left out by it: negatives, or those of one surface.
+        """
+        weights = np.ones(count)
+        context = _values(rows, "context", np.float64).reshape(count, len(self.context))
+        if "row_weight" in self.context:
+            weights *= context[:, self.context.index("row_weight")]
+        if "sampling_rate" in self.context:
+            weights /= context[:, self.context.index("sampling_rate")]
+        if WEIGHT in rows.column_names:
+            weights *= _values(rows, WEIGHT)
+        return _tensor(np.repeat(weights[:, None], self.tasks, axis=1), np.float32)
 
     def _layout(
         self, rows: pa.Table, candidates: Array, events: Array, event_start: Array, seen: Array
@@ -91,6 +118,11 @@ def _lists(rows: pa.Table, name: str) -> tuple[Array, Array]:
 def _values(rows: pa.Table, name: str, dtype: type | None = None) -> Array:
     values = _lists(rows, name)[1]
     return values if dtype is None else values.astype(dtype)
+
+
+def _optional(rows: pa.Table, name: str, size: int) -> Array:
+    """Numbers of a column that rows may lack, which are then NaN."""
+    return _values(rows, name) if name in rows.column_names else np.full(size, np.nan)
 
 
 def _tensor(values: Array, dtype: type) -> torch.Tensor:

@@ -173,11 +173,11 @@ def permutation(size: int, *key: int) -> IntArray:
     with np.errstate(over="ignore"):
         state = np.array([0x9E3779B97F4A7C15], dtype=np.uint64)
         for part in key:
-            state = _mix(state ^ _mix(np.array([part], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
-        return np.argsort(_mix(np.arange(size, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03) + state), kind="stable")
+            state = mix(state ^ mix(np.array([part], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+        return np.argsort(mix(np.arange(size, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03) + state), kind="stable")
 
 
-def _mix(x: HashArray) -> HashArray:
+def mix(x: HashArray) -> HashArray:
     """Finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

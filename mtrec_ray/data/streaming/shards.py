@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from mtrec_ray.data.filesystem import open_fs
-from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.manifest import FORMAT, Manifest
 from mtrec_ray.errors import DataError
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -120,10 +121,20 @@ def load_manifest(prepared: str) -> Manifest:
     try:
         with filesystem.open_input_stream(f"{root}/manifest.json") as file:
             return Manifest.model_validate_json(file.read())
+    except ValidationError as error:
+        raise DataError(
+            f"{prepared}/manifest.json cannot be read: {_first_mistake(error)}. The folder was prepared by another "
+            f"version, or is damaged; expected format {FORMAT}. Run `mtrec prepare` again."
+        ) from error
     except FileNotFoundError as error:
         raise DataError(
             f"{prepared} holds no manifest.json, so it is no prepared folder; run `mtrec prepare`."
         ) from error
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistake = error.errors()[0]
+    return f"{'.'.join(map(str, mistake['loc']))} {mistake['msg'].lower()}".strip()
 
 
 def _sidecar(path: str) -> str:

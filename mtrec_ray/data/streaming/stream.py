@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.chunks import NUMBER, ChunkSource
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import Order, StepPlan
@@ -33,11 +34,15 @@ class StepStream:
     `wait_seconds` adds up how long the consumer was kept waiting for data.
     """
 
-    def __init__(self, order: Order, rank: int, collator: Collator, source: ChunkSource) -> None:
+    def __init__(
+        self, order: Order, rank: int, collator: Collator, source: ChunkSource, augmenter: Augmenter | None = None
+    ) -> None:
+        """`augmenter`: of a stream that is trained on."""
         self.order = order
         self.rank = rank
         self.collator = collator
         self.source = source
+        self.augmenter = augmenter
         self.wait_seconds = 0.0
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
@@ -64,9 +69,9 @@ class StepStream:
         rows = _Rows(self.source.tables(first, last), self.order.shards.schema)
         for index in range(first, last):
             plan = self.order.at(index)
-            yield Step(plan, [self._batch(rows, plan, numbers) for numbers in plan.micro_steps[self.rank]])
+            yield Step(plan, [self._batch(rows, plan, numbers, index) for numbers in plan.micro_steps[self.rank]])
 
-    def _batch(self, rows: "_Rows", plan: StepPlan, numbers: np.ndarray) -> Batch:
+    def _batch(self, rows: "_Rows", plan: StepPlan, numbers: np.ndarray, index: int) -> Batch:
         table = rows.take(len(numbers))
         found = table.column(NUMBER).to_numpy() if len(numbers) else numbers
         if not np.array_equal(found, numbers):
@@ -74,7 +79,7 @@ class StepStream:
                 f"rank {self.rank}, epoch {plan.epoch}, step {plan.step}: the stream gave requests {found.tolist()}, "
                 f"the order has {numbers.tolist()}"
             )
-        return self.collator(table)
+        return self.collator(table if self.augmenter is None else self.augmenter(table, index))
 
 
 class _Rows:

@@ -1,0 +1,23 @@
+"""All that comes after the canonical table, in this process: fitted, tokenised and encoded."""
+
+from typing import Any
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.features.attributes import read_tables
+from mtrec_ray.data.features.item_past import answered
+from mtrec_ray.data.fitting.fit import Fitted, collect, fit
+from mtrec_ray.data.fitting.tokenizer import make_tokenizer
+from mtrec_ray.data.preparing.encode import Encoded, encode
+from mtrec_ray.data.requests.splits import TimeSplit
+from tests.data.by_hand import ALL_TRAIN, bucket
+
+
+def encoded(
+    run: Run, rows: list[dict[str, Any]], boundaries: TimeSplit | None = ALL_TRAIN, shared_end: bool = False
+) -> tuple[Encoded, Any, Fitted]:
+    """All users in one bucket; with the tokenizer and what was fitted."""
+    built, tables = bucket(run, rows, boundaries), read_tables(run)
+    collected = collect(built, run, tables, 10**6)
+    fitted = fit([collected], run, tables, with_factors=True)
+    tokenizer = make_tokenizer(run, tables, collected.event_items, collected.words, collected.queries)
+    return encode(built, run, tables, fitted, tokenizer, shared_end, answered(built, run)), tokenizer, fitted
