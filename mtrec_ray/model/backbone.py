@@ -23,6 +23,8 @@ from mtrec_ray.model.layout import RequestLayout, SeparateBatch
 Mode = Literal["packed", "separate"]
 Pooling = Literal["last", "mean"]
 _UNUSED = "pooler"
+_ADDED = ("lora_", "ia3_", "ranknum", "adapter_")
+"""How parts of a name open that adapters have put into the model: PEFT's, and ours."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -54,7 +56,7 @@ class Backbone(nn.Module):
         self._position_offset = _position_offset(model)
         limit = getattr(config, "max_position_embeddings", None)
         self.max_positions: int | None = limit and limit - self._position_offset
-        self._own_attention = config._attn_implementation
+        self._own_attention = self._separate_attention = config._attn_implementation
         _remove_unused(model)
         self._checksum = weights_checksum(model)
         _disable_dropout(model)
@@ -69,7 +71,7 @@ class Backbone(nn.Module):
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
-        wanted = attention.NAME if mode == "packed" else self._own_attention
+        wanted = attention.NAME if mode == "packed" else self._separate_attention
         if wanted != self.model.config.get_text_config()._attn_implementation:
             if not self.model._can_set_attn_implementation():
                 raise attention.UnsupportedAttentionError("it does not use the attention interface of transformers")
@@ -88,6 +90,16 @@ class Backbone(nn.Module):
                 "context_fn": contexts or self.dropout.checkpoint_contexts,
             }
         )
+
+    def attend_to_prefixes(self) -> None:
+        """Has attention see the keys and values that a layer is handed as `request_prefix` (`model.adapters.prefix`).
+
+        Raises `UnsupportedAttentionError` where separate sequences would be computed without them.
+        """
+        if self._own_attention != "sdpa":
+            raise attention.UnsupportedAttentionError(f"its own attention is computed by '{self._own_attention}'")
+        self._separate_attention = attention.PREFIXED
+        self.mode = self._mode
 
     def checksum(self) -> str:
         """SHA-256 of the weights the model was loaded with, adapters excluded."""
@@ -277,7 +289,7 @@ def is_causal(config: PreTrainedConfig) -> bool:
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of all weights but adapters: equal before and after LoRA.
+    """SHA-256 over names, shapes, types and bytes of all weights but what adapters added: no adapter changes it.
 
     Weights that ZeRO-3 has split over the ranks are put together one by one, so then every rank must call it.
     """
@@ -285,7 +297,7 @@ def weights_checksum(model: nn.Module) -> str:
     state = {
         name.replace(".base_layer.", "."): value
         for name, value in model.state_dict(keep_vars=True).items()
-        if "lora_" not in name
+        if not is_added(name)
     }
     for name in sorted(state):
         with gather_params_ctx(state[name], modifier_rank=None):
@@ -293,6 +305,11 @@ def weights_checksum(model: nn.Module) -> str:
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
             digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def is_added(name: str) -> bool:
+    """Whether the weight or buffer of that name was put into the model by an adapter (`model.adapters`)."""
+    return any(part.startswith(_ADDED) for part in name.split("."))
 
 
 def _vocab_size(model: PreTrainedModel) -> int:

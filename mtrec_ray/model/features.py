@@ -1,5 +1,6 @@
 """Side features of a candidate: what is known of user, item and moment beside the text."""
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -17,10 +18,12 @@ class SideFeatures(nn.Module):
     """`Batch` -> [C, out_dim]: id tables, categories, numbers and history attention, read by a small network.
 
     Which parts there are is up to the config's `features` and to what the data holds. `context` gives the dropouts
-    their key and the candidates' uids.
+    their key and the candidates' uids. `further`: other parts, each with an `out_dim`.
     """
 
-    def __init__(self, manifest: Manifest, config: Features, context: DropoutContext) -> None:
+    def __init__(
+        self, manifest: Manifest, config: Features, context: DropoutContext, further: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         if config.user_dim:
@@ -33,6 +36,7 @@ class SideFeatures(nn.Module):
             parts.append(NumberEncoder(manifest.numbers, config.number_dim))
         if config.history_dim:
             parts.append(HistoryAttention(manifest.num_items, manifest.tasks, config.history_dim))
+        parts += further
         self.parts = nn.ModuleList(parts)
         width = sum(cast(int, part.out_dim) for part in parts)
         self.network, self.out_dim = mlp(width, config.hidden if parts else [], config.dropout, "features", context)

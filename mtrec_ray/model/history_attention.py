@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.tasks import FittedTask
+from mtrec_ray.tasks.kind import FittedTask
 
 _SECONDS = 1e6
 

@@ -1,18 +1,23 @@
-"""The whole model: shared backbone and side features -> z -> one tower per task."""
+"""The whole model: shared backbone and side features -> z -> towers."""
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Run, Stage
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, DropoutKey, feature_uids
 from mtrec_ray.model.features import SideFeatures
+from mtrec_ray.model.layers import IN_BACKBONE, layers_above
 from mtrec_ray.model.layout import RequestLayout
-from mtrec_ray.model.towers import Tower
+from mtrec_ray.model.position import PositionEffect, PositionFeature
+from mtrec_ray.model.towers import TOWERS
+from mtrec_ray.multitask.balancing.point import Point
+from mtrec_ray.tasks.kind import Logits
+from mtrec_ray.tasks.kinds import build_kinds
 
 
 class CandidateReader(Protocol):
@@ -26,7 +31,7 @@ class CandidateReader(Protocol):
 
 
 class Recommender(nn.Module):
-    """`Batch` -> logits {task: [C, outputs]}.
+    """`Batch` -> logits {task: [C, outputs]}: one mapping that all tasks read, or one for each.
 
     The first weights depend on `run.seed` alone. With `engine.precision: bf16` the backbone computes in bfloat16 under
     autocast, while all that is trained, and all after the backbone, stays in float32: so the frozen weights need no
@@ -40,7 +45,10 @@ class Recommender(nn.Module):
         self.context = DropoutContext()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
-            self.side = SideFeatures(manifest, run.features, self.context)
+            of_place = []
+            if run.position.method == "feature":
+                of_place = [PositionFeature(manifest, run.position, run.features.category_dim, self.context)]
+            self.side = SideFeatures(manifest, run.features, self.context, of_place)
             width = self.side.out_dim
             if backbone is not None:
                 hidden_size = cast(CandidateReader, backbone).hidden_size
@@ -52,14 +60,33 @@ class Recommender(nn.Module):
                     "features.item_dim, or features.aggregates"
                 )
             self.fuse = nn.Sequential(nn.Linear(width, run.towers.z_dim), nn.ReLU())
-            self.towers = nn.ModuleList(Tower(task, run.towers, self.context) for task in manifest.tasks)
-        self.task_names = [task.name for task in manifest.tasks]
+            kinds = build_kinds(manifest, run.tasks)
+            self.towers = TOWERS[run.towers.kind](kinds, run.towers, self.context, len(manifest.domains))
+            self.position = None
+            if run.position.method in ("additive", "pal"):
+                self.position = PositionEffect(manifest, kinds, run.position, self.context)
+        self.reads = [kind.reads for kind in kinds]
+        self.learnable = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        """Names of all that is trained in some stage of the run; `train_stage` says in which."""
 
-    def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
-        """Every tower is computed also for zero candidates, so that every worker takes part in every exchange."""
-        z = self.represent(batch, key)
+    def forward(self, batch: Batch, key: DropoutKey | None = None, point: Point | None = None) -> list[Logits]:
+        """With a balance point each task reads towers that stand on a copy of z of its own.
+
+        Every tower is computed also for zero candidates, so that every worker takes part in every exchange.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (point is None or point.trains_below)):
+            z = self.represent(batch, key)
         with self.context.use(key, feature_uids(batch.row_ids)):
-            return {name: tower(z) for name, tower in zip(self.task_names, self.towers, strict=True)}
+            if point is None:
+                every = list(dict.fromkeys(name for names in self.reads for name in names))
+                views = [self.towers(z, batch.domain, every)]
+            else:
+                copies = point.split(z, len(self.reads))
+                views = [self.towers(own, batch.domain, names) for own, names in zip(copies, self.reads, strict=True)]
+            if self.position is None:
+                return views
+            effects = self.position(batch)
+            return [self.position.placed(view, effects) for view in views]
 
     def represent(self, batch: Batch, key: DropoutKey | None = None) -> Tensor:
         """z [C, z_dim]: what all towers read."""
@@ -72,9 +99,35 @@ class Recommender(nn.Module):
         z: Tensor = self.fuse(torch.cat(parts, dim=1))
         return z
 
+    def train_stage(self, stage: Stage) -> "Recommender":
+        """Trains only what the stage names of what is learnable; call it before an engine takes the model.
+
+        Raises:
+            ConfigError: nothing is left to train.
+        """
+        group_of = {name: group for group, members in self.parameter_groups().items() for name in members}
+        for name, parameter in self.named_parameters():
+            if name in self.learnable:
+                parameter.requires_grad_(group_of[name] in stage.train and self._is_reached(name, stage.layers))
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError(
+                f"strategy.stages: the stage until {stage.until:g} trains {', '.join(stage.train)}, of which this run "
+                "has no weights; name another group."
+            )
+        return self
+
+    def _is_reached(self, name: str, layers: int | None) -> bool:
+        """Whether a weight lies in the backbone's top `layers`; weights outside of it always do."""
+        if layers is None or self.backbone is None or not name.startswith(IN_BACKBONE):
+            return True
+        model = cast(Any, self.backbone).model
+        return layers > 0 and layers_above(model, name.removeprefix(IN_BACKBONE)) < layers
+
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Trained parameters by name: `adapters` in the backbone, `tables` of ids and categories, `towers` the rest."""
-        tables = {id(module.weight) for module in self.side.modules() if isinstance(module, nn.Embedding)}
+        """Trained parameters by name: `adapters` in the backbone, `tables` of ids, categories and places, `towers` the
+        rest."""
+        parts = [part for part in (self.side, self.position) if part is not None]
+        tables = {id(m.weight) for part in parts for m in part.modules() if isinstance(m, nn.Embedding)}
         groups: dict[str, dict[str, nn.Parameter]] = {"adapters": {}, "towers": {}, "tables": {}}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:

@@ -5,7 +5,7 @@ adapter reads and changes the trial's own tokens only. Trials that read the same
 adapted one (the trunk): there the batch is in the row once, and at that layer it is repeated for each trial.
 
 A trial's model is built as it would be alone: `slot` copies the backbone's structure without its weights and lets
-`model.lora` put the adapters in. So names and first values of the trained weights are those of a training alone.
+`model.adapters` put the adapters in. So names and first values of the trained weights are those of a training alone.
 """
 
 import copy
@@ -19,10 +19,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from mtrec_ray.model.adapters.injection import ADAPTER, low_rank_layers
 from mtrec_ray.model.backbone import Backbone
 from mtrec_ray.model.dropout import DropoutContext, DropoutKey
+from mtrec_ray.model.layers import layer_stack
 from mtrec_ray.model.layout import RequestLayout
-from mtrec_ray.model.lora import ADAPTER, layer_stack, lora_layers
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class StackedBackbone:
     """A frozen `Backbone` without adapters of its own, in mode `packed`, read by several trials at once."""
 
     def __init__(self, backbone: Backbone) -> None:
-        if any(p.requires_grad for p in backbone.parameters()) or next(lora_layers(backbone.model), None):
+        if any(p.requires_grad for p in backbone.parameters()) or next(low_rank_layers(backbone.model), None):
             raise ValueError("trials can only be stacked on a frozen backbone without adapters")
         self.backbone = backbone.train()  # all of its parts, so that one flag tells of them all
         self._state = _State()
@@ -91,9 +92,10 @@ class StackedBackbone:
         """A place for one trial; `adapt` adds the trial's adapters to a backbone, as for a training alone."""
         skeleton = _without_weights(self.backbone)
         adapt(skeleton)
-        if any(p.requires_grad for n, p in skeleton.named_parameters() if "lora_" not in n):
-            raise ValueError("trials that train the backbone's own weights cannot be stacked")
-        adapters = dict(lora_layers(skeleton.model))
+        trained = [name for name, parameter in skeleton.named_parameters() if parameter.requires_grad]
+        if any(".lora_A." not in name and ".lora_B." not in name for name in trained):
+            raise ValueError("trials that train other weights of the backbone than those of LoRA cannot be stacked")
+        adapters = dict(low_rank_layers(skeleton.model))
         for name in adapters:
             self._make_stacked(name)
         return SlotBackbone(skeleton, adapters, self._lowest(adapters))

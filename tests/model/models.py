@@ -10,9 +10,10 @@ import transformers
 from transformers import AutoModel
 from transformers.models.llama import modeling_llama
 
+from mtrec_ray.config import Adapter
+from mtrec_ray.model.adapters import add_adapter
 from mtrec_ray.model.backbone import Backbone, load_model
 from mtrec_ray.model.layout import RequestLayout
-from mtrec_ray.model.lora import add_lora
 from mtrec_ray.model.nano import build_nano
 
 VOCABULARY = 128
@@ -59,13 +60,29 @@ def make_model(kind: str):
 def with_lora(model, **settings) -> Backbone:
     """A backbone in training mode with adapters that are not at their start, where half of them have no gradient."""
     backbone = Backbone(model)
-    settings = {"rank": 4, "alpha": 8.0, "context": backbone.dropout, **settings}
-    add_lora(backbone.model, **settings)
+    add_adapter(backbone, Adapter(**{"rank": 4, "alpha": 8.0, **settings}), seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
     return backbone.train()
+
+
+def with_adapter(model, kind: str, **settings) -> Backbone:
+    """The same for any kind: weights that are added are moved away from their start, a little."""
+    backbone = Backbone(model)
+    add_adapter(backbone, Adapter(kind=kind, **settings), seed=0)
+    if kind != "full":
+        move(backbone)
+    return backbone.train()
+
+
+@torch.no_grad()
+def move(backbone: Backbone, by: float = 0.1) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in backbone.parameters():
+        if parameter.requires_grad:
+            parameter += by * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
 
 
 def shared_end(causal: bool = True) -> RequestLayout:

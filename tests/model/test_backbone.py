@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config
 
+from mtrec_ray.config import Adapter
 from mtrec_ray.errors import BackboneError
+from mtrec_ray.model.adapters import add_adapter
 from mtrec_ray.model.backbone import Backbone, load_model
 from mtrec_ray.model.dropout import DropoutKey
 from mtrec_ray.model.layout import RequestLayout
-from mtrec_ray.model.lora import add_lora, unfreeze
 from mtrec_ray.model.nano import build_nano, train_tokenizer
 from tests.model.models import (
     VOCABULARY,
@@ -75,7 +76,7 @@ def test_separate_is_what_the_plain_model_gives_each_sequence():
 
 def test_full_fine_tuning_has_the_same_gradients_packed_and_separate():
     backbone = Backbone(make_model("nano")).train()
-    unfreeze(backbone.model)
+    add_adapter(backbone, Adapter(kind="full"), seed=0)
     packed = outputs_and_gradients(backbone, staircase(), "packed")
     assert len(packed[1]) == len(list(backbone.parameters()))
     assert largest_difference(packed, outputs_and_gradients(backbone, staircase(), "separate")) < 1e-5
@@ -188,7 +189,7 @@ def test_the_checksum_names_the_weights_and_survives_adapters():
     backbone = Backbone(make_model("nano"))
     assert backbone.checksum() == Backbone(make_model("nano")).checksum()
     assert backbone.checksum() != Backbone(build_nano(VOCABULARY, 32, 2, 4, kv_heads=2, seed=1)).checksum()
-    add_lora(backbone.model, rank=2, alpha=4.0)
+    add_adapter(backbone, Adapter(rank=2), seed=0)
     assert Backbone(backbone.model).checksum() == backbone.checksum()
     with torch.no_grad():
         backbone.model.norm.weight[0] += 1e-6
@@ -268,7 +269,7 @@ def test_the_tokenizer_is_a_function_of_its_texts(tmp_path):
 
 def test_the_layout_reaches_attention_without_importing_ray():
     code = (
-        "import sys; import mtrec_ray.model.backbone, mtrec_ray.model.lora, mtrec_ray.model.probe;"
+        "import sys; import mtrec_ray.model.backbone, mtrec_ray.model.adapters, mtrec_ray.model.probe;"
         "assert 'ray' not in sys.modules and 'deepspeed' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

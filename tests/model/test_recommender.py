@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import Tensor
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutKey, feature_uids
 from mtrec_ray.model.recommender import Recommender, frozen_dtype
+from mtrec_ray.model.towers import TOWERS
 from tests.batches import make_batch, make_manifest, make_request, make_run
 from tests.training import small_backbone
 
@@ -21,11 +24,12 @@ def build(*overrides: str, backbone: bool = True) -> Recommender:
 
 
 def outputs(model: Recommender, key: DropoutKey | None = None, batch=BATCH) -> Tensor:
-    return torch.cat(list(model(batch, key).values()), dim=1)
+    (logits,) = model(batch, key)
+    return torch.cat(list(logits.values()), dim=1)
 
 
 def test_logits_have_the_shapes_of_their_tasks() -> None:
-    found = build()(BATCH)
+    (found,) = build()(BATCH)
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "like": (BATCH.num_candidates, 1),
         "stars": (BATCH.num_candidates, 1),
@@ -44,8 +48,8 @@ def test_the_seed_decides_the_first_weights_and_leaves_the_global_state_alone() 
 
 
 def test_it_starts_near_the_base_rates() -> None:
-    model = build()
-    assert torch.sigmoid(model(BATCH)["like"]).mean().item() == pytest.approx(0.3, abs=0.05)
+    (logits,) = build()(BATCH)
+    assert torch.sigmoid(logits["like"]).mean().item() == pytest.approx(0.3, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +68,39 @@ def test_it_starts_near_the_base_rates() -> None:
         "towers.z_dim=9",
         "towers.hidden=[]",
         "towers.hidden=[5, 4]",
+        *(f"towers.kind={kind}" for kind in ("mmoe", "cgc", "ple", "cross_stitch", "mtl_lora")),
         "engine.precision=bf16",
     ],
 )
 def test_each_setting_changes_the_outputs(override: str) -> None:
     assert not torch.equal(outputs(build()), outputs(build(override)))
+
+
+class Copies:
+    """A balance point that only tells the tasks' z apart."""
+
+    trains_below = True
+
+    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
+        return tuple(z.clone() for _ in range(tasks))
+
+
+@pytest.mark.parametrize("kind", TOWERS.names())
+def test_with_a_balance_point_each_task_has_the_logits_that_it_has_without(kind: str) -> None:
+    run = make_run(f"towers.kind={kind}", "tasks.stars.parent=like")
+    manifest = make_manifest().model_copy(update={"domains": ["", "home", "search"]})
+    model = Recommender(None, manifest, run).train()
+    (together,) = model(BATCH, KEY)
+    apart = model(BATCH, KEY, Copies())
+    assert [list(view) for view in apart] == [["like"], ["stars"], ["kind"]]
+    assert all(torch.equal(view[name], together[name]) for view in apart for name in view)
+
+
+def test_star_towers_are_told_the_domain() -> None:
+    manifest = make_manifest().model_copy(update={"domains": ["", "home", "search"]})
+    model = Recommender(None, manifest, make_run("towers.kind=star")).eval()
+    found = [outputs(model, batch=replace(BATCH, domain=torch.full_like(BATCH.domain, d))) for d in range(3)]
+    assert not any(torch.equal(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 @pytest.mark.parametrize("setting", ["features.dropout", "features.id_dropout", "towers.dropout", "adapter.dropout"])
@@ -150,7 +182,7 @@ def test_parameter_groups_hold_everything_that_is_trained_once() -> None:
     assert all("lora_" in name for name in groups["adapters"])
     assert {name.rsplit(".", 2)[-2] for name in groups["tables"]} == {"table", "items"}
     assert len(groups["tables"]) == 5
-    assert any(name.startswith("towers.2.") for name in groups["towers"])
+    assert any(name.startswith("towers.towers.2.") for name in groups["towers"])
 
 
 def test_bf16_loads_frozen_weights_in_bf16_and_trained_ones_in_float32() -> None:
