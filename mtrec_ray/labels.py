@@ -1,0 +1,26 @@
+"""What the labels of each built-in task kind are: all that configs, logs and baselines need to know of it."""
+
+from typing import Literal
+
+Labels = Literal["binary", "class", "number", "none"]
+"""0 or 1; 0 .. classes-1; any number; or no label at all: an objective over what is shown."""
+
+BUILT_IN: dict[str, Labels] = {
+    "binary": "binary",
+    "conversion": "binary",
+    "delayed": "binary",
+    "multiclass": "class",
+    "ordinal": "class",
+    "query_match": "binary",
+    "ranking": "binary",
+    "regression": "number",
+    "watch_time": "number",
+    "diversity": "none",
+    "novelty": "none",
+}
+
+DELAYED = "delayed"
+"""The kind that learns from rows on which feedback may still come."""
+
+FITTED_PARAMS = {"watch_time": ("duration", "cap", "groups")}
+"""Parameters of a kind that change what `prepare` fits for it; all others may change without preparing again."""
