@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,14 +16,18 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine, build_engine
+from mtrec_ray.evaluate.facts import Facts
+from mtrec_ray.model.adapters.add import add_adapter
 from mtrec_ray.model.backbone import DTYPES, Backbone
 from mtrec_ray.model.dropout import DropoutKey
-from mtrec_ray.model.lora import add_lora, unfreeze
 from mtrec_ray.model.nano import build_nano
 from mtrec_ray.model.recommender import Recommender, frozen_dtype
-from mtrec_ray.multitask.losses import Objective, label_counts
+from mtrec_ray.multitask import losses
+from mtrec_ray.multitask.balancing.balancer import Balancer, make_method
+from mtrec_ray.multitask.losses import Objective
+from mtrec_ray.tasks.kind import TaskKind
 from mtrec_ray.train.loop import Recipe
-from tests.batches import VOCAB, Step, make_manifest
+from tests.batches import VOCAB, Step, make_manifest, make_run
 
 CPU = torch.device("cpu")
 
@@ -32,18 +37,18 @@ def small_model() -> Any:
 
 
 def small_backbone(run: Run, model: Any = None) -> Backbone:
-    """A tiny decoder with LoRA (or unfrozen) as `run` has it; adapters are random, for zeros would hide mistakes."""
+    """A tiny decoder, tuned as `run` has it; adapters are random, for zeros would hide mistakes."""
     model = (small_model() if model is None else model).to(DTYPES[frozen_dtype(run)])
     backbone = Backbone(model, checkpointing=run.engine.activation_checkpointing)
+    add_adapter(backbone, run.adapter.model_copy(update={"rank": 2, "alpha": 4.0}), seed=0)
     if run.adapter.kind == "full":
-        unfreeze(backbone.model)
         return backbone
-    add_lora(backbone.model, rank=2, alpha=4, dropout=run.adapter.dropout, context=backbone.dropout)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in backbone.parameters():
             if parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+                noise = torch.randn(parameter.shape, generator=generator) * 0.1
+                parameter.copy_(noise if run.adapter.kind == "lora" else parameter + noise)
     return backbone
 
 
@@ -53,21 +58,33 @@ def make_engine(run: Run, with_backbone: bool = False, manifest: Manifest | None
 
 
 def make_objective(run: Run, manifest: Manifest | None = None) -> Objective:
-    tasks = (manifest or make_manifest()).tasks
-    return Objective(tasks, {task.name: run.tasks[task.name].weight for task in tasks})
+    return losses.make_objective(run, manifest or make_manifest())
 
 
-def make_recipe(run: Run, num_steps: int) -> Recipe:
-    return Recipe(make_objective(run), num_steps, run.train.warmup, run.train.decay, run.seed)
+def kinds_of_tasks() -> list[TaskKind]:
+    """Of all tasks of `tests.batches`."""
+    return make_objective(make_run()).kinds
+
+
+def facts_of(row_ids: np.ndarray, kinds: Sequence[TaskKind]) -> Facts:
+    """Five requests of `tests.batches` belong to one user."""
+    return Facts(users=row_ids // 500, shown=row_ids)
+
+
+def make_recipe(run: Run, num_steps: int, engine: Engine, manifest: Manifest | None = None) -> Recipe:
+    objective = make_objective(run, manifest)
+    balancer = Balancer(make_method(run), run.balance.scope, objective, engine, run.balance.conflict)
+    train = run.train
+    return Recipe(objective, balancer, num_steps, train.warmup, train.decay, run.seed, train.log_every)
 
 
 def backward(engine: Engine, batches: Sequence[Batch], objective: Objective, step: int = 0) -> float:
     """Forward and backward of one optimizer step, in the few lines that the loop must agree with; the loss."""
     engine.model.train()
-    counts = engine.sum_over_ranks(torch.stack([label_counts(batch.labels) for batch in batches]).sum(0))
+    counts = engine.sum_over_ranks(torch.stack([objective.counts(batch) for batch in batches]).sum(0))
     scales, total = objective.scales(counts), torch.zeros(1, dtype=torch.float64)
     for m, batch in enumerate(batches, 1):
-        sums = objective.loss_sums(engine.forward(batch, DropoutKey(0, step)), batch.labels)
+        sums = objective.loss_sums(engine.forward(batch, DropoutKey(0, step)), batch)
         loss = objective.loss(sums, scales)
         engine.backward(loss, last=m == len(batches))
         total += loss.detach()

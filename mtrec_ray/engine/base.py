@@ -6,7 +6,7 @@ lines of torch; `deepspeed` must give the same gradients.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.multitask.balancing.point import Point
+from mtrec_ray.tasks.kind import Logits
 
 
 class TrainedModel(Protocol):
     """The part of `model.recommender.Recommender` that engines use, beside `nn.Module`."""
+
+    learnable: frozenset[str]
+    """Names of all parameters that are trained at some time of the run."""
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trained parameters by group (`adapters`, `towers`, `tables`) and name."""
@@ -31,9 +36,14 @@ class Engine(Protocol):
     device: torch.device
     world_rank: int
     world_size: int
+    gradient_scale: float
+    """What gradients inside the model are multiplied with on their way; undone before they reach the weights."""
 
-    def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
-        """Logits {task: [C, K]} of a batch on `device`; with a `key` in training mode (dropout is drawn from it)."""
+    def forward(self, batch: Batch, key: DropoutKey | None = None, point: Point | None = None) -> list[Logits]:
+        """Logits {task: [C, K]} of a batch on `device`; with a `key` in training mode (dropout is drawn from it).
+
+        One mapping for all tasks, or with a balance `point` one for each.
+        """
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -53,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def parameters(self) -> dict[str, Tensor]:
-        """Whole trained parameters by name, on the host."""
+        """Whole learnable parameters by name, on the host, those of other stages included."""
         ...
 
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
@@ -92,27 +102,10 @@ def build_engine(run: Run, build_model: BuildModel, device: torch.device) -> Eng
     return DeepSpeedEngine(run, build_model, device)
 
 
-def build_optimizer(model: nn.Module, run: Run, device: torch.device) -> torch.optim.Optimizer:
-    """torch's AdamW (Loshchilov & Hutter 2019) or plain SGD, with a learning rate and a decay for each group.
-
-    Groups without parameters are left out; `initial_lr` keeps the rate that the schedule scales.
-    """
-    groups: list[dict[str, Any]] = []
-    for name, parameters in cast(TrainedModel, model).parameter_groups().items():
-        lr, decay = getattr(run.train.learning_rate, name), getattr(run.train.weight_decay, name)
-        if parameters:
-            groups.append(
-                {"params": list(parameters.values()), "lr": lr, "initial_lr": lr, "weight_decay": decay, "name": name}
-            )
-    if run.engine.optimizer == "sgd":
-        return torch.optim.SGD(groups)
-    # On the CPU torch's default is a loop over the parameters, a dozen small operations each; on a GPU it is not.
-    return torch.optim.AdamW(groups, fused=True if device.type == "cpu" else None)
-
-
-def scale_learning_rates(optimizer: Any, scale: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * scale
+def learnable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that are trained at some time of the run, in the model's order."""
+    names = cast(TrainedModel, model).learnable
+    return ((name, p) for name, p in model.named_parameters() if name in names)
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

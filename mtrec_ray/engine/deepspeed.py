@@ -1,4 +1,4 @@
-"""DeepSpeed: ZeRO 0-3 with torch's AdamW, and what has to be known about it.
+"""DeepSpeed: ZeRO 0-3 with torch's optimizers, and what has to be known about it.
 
 - DeepSpeed averages gradients over ranks and micro-steps; ours are sums. `DeepSpeedEngine.backward` undoes both, and
   is the only place that does.
@@ -23,10 +23,19 @@ from torch.nn import functional
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.engine.base import BuildModel, build_optimizer, scale_learning_rates, trained
+from mtrec_ray.engine.base import BuildModel, learnable, trained
+from mtrec_ray.engine.optimizer import (
+    build_optimizer,
+    first_state,
+    load_whole_state,
+    scale_learning_rates,
+    whole_state,
+)
 from mtrec_ray.errors import BackboneError
 from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.multitask.balancing.point import Point
 from mtrec_ray.progress import verbose
+from mtrec_ray.tasks.kind import Logits
 
 
 def deepspeed_config(run: Run) -> dict[str, Any]:
@@ -69,6 +78,7 @@ class DeepSpeedEngine:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
         self.device = device
         self.world_rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.gradient_scale = float(self.world_size)  # see `backward`
         self.stage: int = run.engine.zero_stage
         model: Any = _load_sharded(run, build_model, self.world_rank) if self.stage == 3 else build_model()
         self._optimizer = build_optimizer(model, run, device)
@@ -76,12 +86,14 @@ class DeepSpeedEngine:
             model=model, optimizer=self._optimizer, config=deepspeed_config(run), dist_init_required=False
         )
         self.model: nn.Module = self._engine.module
-        if self.stage in (1, 2) and isinstance(self._optimizer, torch.optim.AdamW):
+        if self.stage in (1, 2):
             # DeepSpeed links state and parameters after the first group's first step, when the others have none yet.
-            self._create_state({"step": torch.tensor(0.0), "exp_avg": torch.empty(0), "exp_avg_sq": torch.empty(0)})
+            self._create_state()
 
-    def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
-        logits: dict[str, Tensor] = self._engine(batch, key)
+    def forward(self, batch: Batch, key: DropoutKey | None = None, point: Point | None = None) -> list[Logits]:
+        # Its own forward hooks the outputs, so that a backward pass which is not its own is an error.
+        looks_only = point is not None and not point.trains_below
+        logits: list[Logits] = (self.model if looks_only else self._engine)(batch, key, point)
         return logits
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -106,36 +118,45 @@ class DeepSpeedEngine:
         return {name: safe_get_full_grad(p).detach().cpu().clone() for name, p in trained(self.model)}
 
     def parameters(self) -> dict[str, Tensor]:
+        from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        def whole(parameter: nn.Parameter) -> Tensor:
-            return safe_get_full_fp32_param(parameter) if self.stage == 3 else parameter
-
-        return {name: whole(p).detach().cpu().clone() for name, p in trained(self.model)}
+        found = {}
+        for name, parameter in learnable(self.model):
+            with GatheredParameters([parameter], enabled=self.stage == 3 and not parameter.requires_grad):
+                trained_in_parts = self.stage == 3 and parameter.requires_grad
+                whole = safe_get_full_fp32_param(parameter) if trained_in_parts else parameter
+                found[name] = whole.detach().cpu().clone()
+        return found
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-        for name, parameter in trained(self.model):
+        for name, parameter in learnable(self.model):
             value = values[name].to(self.device)
-            if self.stage == 3:
-                with GatheredParameters([parameter], modifier_rank=0):
-                    parameter.copy_(value)
-                safe_set_local_fp32_param(parameter, self._own_part(value, parameter))
-            else:
+            with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
                 parameter.copy_(value)
+            if parameter.requires_grad and self.stage == 3:
+                safe_set_local_fp32_param(parameter, self._own_part(value, parameter))
+            elif parameter.requires_grad:
                 safe_set_full_fp32_param(parameter, value)
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        return {name: state for name, p in trained(self.model) if (state := self._state_of(p))}
+        parameters = dict(trained(self.model))
+        if self.stage == 0:
+            return whole_state(self._optimizer, parameters)
+        return {name: state for name, p in parameters.items() if (state := self._state_of(p))}
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        parameters = dict(trained(self.model))
+        if self.stage == 0:
+            load_whole_state(self._optimizer, parameters, state)
+            return
         if not state:
             return
-        parameters = dict(trained(self.model))
-        self._create_state(next(iter(state.values())))
+        self._create_state(next(iter(state.values())).get("step"))
         for name, values in state.items():
             for key, value in values.items():
                 if key != "step":
@@ -145,21 +166,19 @@ class DeepSpeedEngine:
         self._engine.destroy()
 
     def _flat_parameters(self) -> list[Tensor]:
-        """The tensors that the torch optimizer steps: parameters, or at stages 1-3 this rank's flat parts of them."""
-        if self.stage == 0:
-            return [p for _, p in trained(self.model)]
+        """What the torch optimizer steps at stages 1-3: of each of its groups, this rank's part as one vector."""
         zero = self._engine.optimizer
         flat: list[Tensor] = (
             zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         )
         return flat
 
-    def _create_state(self, like: Mapping[str, Tensor]) -> None:
-        """Gives the torch optimizer the state that it would make in its first step."""
+    def _create_state(self, step: Tensor | None = None) -> None:
+        """Gives the torch optimizer the state that it would make in its first step, `step` steps on."""
         for flat in self._flat_parameters():
-            self._optimizer.state[flat] = {
-                key: value.clone() if key == "step" else torch.zeros_like(flat) for key, value in like.items()
-            }
+            self._optimizer.state[flat] = first_state(self._optimizer, flat)
+            if step is not None:
+                self._optimizer.state[flat]["step"] = step.clone()
         if self.stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -168,11 +187,10 @@ class DeepSpeedEngine:
         """Whole state of a parameter on the host; empty before the first step. A collective."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        flat = parameter if self.stage == 0 else self._flat_parameters()[0]
-        state = self._optimizer.state.get(flat, {})
+        state = self._optimizer.state.get(self._flat_parameters()[0], {})  # the others have the same, but for values
         whole = {}
         for key, value in state.items():
-            if key != "step" and self.stage > 0:
+            if key != "step":
                 value = safe_get_full_optimizer_state(parameter, key)
             whole[key] = value.detach().cpu().clone()
         return whole
@@ -182,8 +200,6 @@ class DeepSpeedEngine:
 
         if self.stage == 3:
             safe_set_local_optimizer_state(parameter, self._own_part(value, parameter), key)
-        elif self.stage == 0:
-            self._optimizer.state[parameter][key].copy_(value)
         else:
             safe_set_full_optimizer_state(parameter, value, key)
 

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.engine.base import build_optimizer, scale_learning_rates, trained
+from mtrec_ray.engine.base import learnable, trained
+from mtrec_ray.engine.optimizer import build_optimizer, load_whole_state, scale_learning_rates, whole_state
 from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.multitask.balancing.point import Point
+from mtrec_ray.tasks.kind import Logits
 
 
 class PlainEngine:
@@ -18,14 +21,15 @@ class PlainEngine:
     def __init__(self, run: Run, model: nn.Module, device: torch.device) -> None:
         self.model = model.to(device)
         self.device = device
+        self.gradient_scale = 1.0
         self.world_rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._clip = run.train.clip_norm
         self._optimizer = build_optimizer(model, run, device)
         self._trained = dict(trained(model))  # once: walking through the modules of a deep model takes milliseconds
 
-    def forward(self, batch: Batch, key: DropoutKey | None = None) -> dict[str, Tensor]:
-        logits: dict[str, Tensor] = self.model(batch, key)
+    def forward(self, batch: Batch, key: DropoutKey | None = None, point: Point | None = None) -> list[Logits]:
+        logits: list[Logits] = self.model(batch, key, point)
         return logits
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -51,29 +55,18 @@ class PlainEngine:
         return {name: _gradient(p).detach().cpu().clone() for name, p in self._trained.items()}
 
     def parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in self._trained.items()}
+        return {name: p.detach().cpu().clone() for name, p in learnable(self.model)}
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._trained.items():
+        for name, parameter in learnable(self.model):
             parameter.copy_(values[name])
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        state = self._optimizer.state
-        return {
-            name: {key: value.detach().cpu().clone() for key, value in state[p].items() if torch.is_tensor(value)}
-            for name, p in self._trained.items()
-            if p in state
-        }
+        return whole_state(self._optimizer, self._trained)
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        parameters = self._trained
-        for name, values in state.items():
-            device = parameters[name].device
-            # torch keeps the step count on the host.
-            self._optimizer.state[parameters[name]] = {
-                key: value.clone().to("cpu" if key == "step" else device) for key, value in values.items()
-            }
+        load_whole_state(self._optimizer, self._trained, state)
 
     def close(self) -> None:
         pass

@@ -1,59 +1,79 @@
-"""From logits and labels to one loss: sums over observed labels, divided once by counts of the whole step.
+"""From logits and labels to one loss: weighted sums over labels, divided once by the weights of the whole step.
 
-    loss = sum_t weight_t * (sum of loss_t over observed labels) / N_t
+    loss = sum_t task_weight_t * (sum over candidates of weight_t * loss_t) / N_t
 
-N_t counts the observed labels of task t in the whole optimizer step: all ranks, all micro-steps. So the gradient does
-not depend on how a step is cut into micro-steps and ranks. (The mean of micro-batch means, which does, was
-shipped and later fixed by torchtitan #2206, verl #3332, mlx-lm #1413 and others.)
+N_t is the sum of `TaskKind.weights` of task t (most often the number of its observed labels) in the whole optimizer
+step: all ranks, all micro-steps. So the gradient does not depend on how a step is cut into micro-steps and ranks. (The
+mean of micro-batch means, which does, was shipped and later fixed by torchtitan #2206, verl #3332, mlx-lm #1413 and
+others.)
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from mtrec_ray.tasks import KINDS, FittedTask
+from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.model.position import placed_tasks
+from mtrec_ray.multitask.propensity import InversePropensity
+from mtrec_ray.tasks.kind import Candidates, Logits, TaskKind
+from mtrec_ray.tasks.kinds import build_kinds
 
-
-class KindedTask(FittedTask, Protocol):
-    """A fitted task that knows its kind: the manifest's `TaskEntry`."""
-
-    @property
-    def kind(self) -> str: ...
-
-
-def label_counts(labels: Tensor) -> Tensor:
-    """labels [C, T], NaN = not observed -> observed labels per task, float64 [T]."""
-    return (~torch.isnan(labels)).sum(0).double()
-
-
-def loss_sum(task: KindedTask, logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the losses of the observed rows: logits [C, K], labels [C] -> scalar, 0 if nothing is observed.
-
-    Computed in the more precise of the two types, which torch's binary cross-entropy does not do by itself. No row is
-    selected, so nothing waits for the device and the tower gets a gradient (of zeros) in any case.
-    """
-    observed = ~torch.isnan(labels)
-    dtype = torch.promote_types(logits.dtype, labels.dtype)
-    losses = KINDS[task.kind].loss(logits.to(dtype), torch.where(observed, labels, 0.0).to(dtype), task)
-    return torch.where(observed, losses, 0.0).sum()
+Views = Sequence[Logits]
+"""Logits as each task reads them: one mapping for all tasks, or one for each in their order (see `balancing.point`)."""
 
 
 class Objective:
-    """The weighted sum over tasks, in the order of `tasks` (the manifest's), which is that of the labels' columns."""
+    """The weighted sum over tasks, in the order of `kinds` (the manifest's), which is that of the labels' columns."""
 
-    def __init__(self, tasks: Sequence[KindedTask], weights: Mapping[str, float]) -> None:
-        self.tasks = list(tasks)
-        self.weights = torch.tensor([weights[task.name] for task in self.tasks], dtype=torch.float64)
+    def __init__(
+        self,
+        kinds: Sequence[TaskKind],
+        weights: Mapping[str, float],
+        inverse_propensity: InversePropensity | None = None,
+    ) -> None:
+        self.kinds = list(kinds)
+        self.inverse_propensity = inverse_propensity
+        self.tasks = [kind.task.name for kind in self.kinds]
+        self.weights = torch.tensor([weights[name] for name in self.tasks], dtype=torch.float64)
 
-    def loss_sums(self, logits: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Per task, unweighted: logits {task: [C, K]}, labels [C, T] -> [T]."""
-        return torch.stack([loss_sum(task, logits[task.name], labels[:, t]) for t, task in enumerate(self.tasks)])
+    def counts(self, candidates: Candidates) -> Tensor:
+        """What a part of the step adds to N: float64 [T]."""
+        candidates = self._weighted(candidates)
+        return torch.stack([kind.weights(candidates).double().sum() for kind in self.kinds])
 
-    def scales(self, counts: Tensor) -> Tensor:
-        """Global label counts [T] of the step -> what each task's sum is multiplied with [T]."""
-        return self.weights.to(counts.device) / counts.clamp(min=1)
+    def loss_sums(self, views: Views, candidates: Candidates) -> Tensor:
+        """Per task the weighted sum of its candidates' losses, without the task's weight: [T]."""
+        candidates = self._weighted(candidates)
+        return torch.stack([self._row_losses(views, candidates, t).sum() for t in range(len(self.kinds))])
+
+    def row_losses(self, views: Views, candidates: Candidates, t: int) -> Tensor:
+        """[C] weight times loss of each candidate for task t; 0 where the weight is 0, whatever the loss."""
+        return self._row_losses(views, self._weighted(candidates), t)
+
+    def _row_losses(self, views: Views, candidates: Candidates, t: int) -> Tensor:
+        kind = self.kinds[t]
+        weights = kind.weights(candidates)
+        losses = kind.losses(views[t] if len(views) > 1 else views[0], candidates)
+        return torch.where(weights > 0, losses * weights.to(losses.dtype), 0.0)
+
+    def _weighted(self, candidates: Candidates) -> Candidates:
+        """With the inverse propensities in their label weights."""
+        if self.inverse_propensity is None:
+            return candidates
+        return replace(cast(Batch, candidates), label_weights=self.inverse_propensity.label_weights(candidates))
+
+    def scales(self, counts: Tensor, factors: Tensor | None = None) -> Tensor:
+        """N [T] of the whole step -> what each task's sum is multiplied with [T].
+
+        `factors` [T]: of the tasks' weights in this step, by default ones.
+        """
+        weights = self.weights if factors is None else self.weights * factors
+        return weights.to(counts.device) / torch.where(counts > 0, counts, 1.0)
 
     @staticmethod
     def loss(sums: Tensor, scales: Tensor) -> Tensor:
@@ -62,3 +82,13 @@ class Objective:
         A task of weight 0 adds an exact zero even where its own loss is infinite.
         """
         return torch.where(scales > 0, sums * scales.to(sums.dtype), 0.0).sum()
+
+
+def make_objective(run: Run, manifest: Manifest) -> Objective:
+    """Of all tasks of the prepared data, with the run's weights. Raises `ConfigError` as `build_kinds`."""
+    kinds, position = build_kinds(manifest, run.tasks), run.position
+    inverse = None
+    if position.inverse_propensity:
+        tasks = [kind.index for kind in kinds if kind.task.name in placed_tasks(kinds, position)]
+        inverse = InversePropensity(manifest.context.index("propensity"), tasks, position.clip)
+    return Objective(kinds, {name: task.weight for name, task in run.tasks.items()}, inverse)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Run, Stage
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine, build_engine
+from mtrec_ray.model.adapters import add_adapter
 from mtrec_ray.model.backbone import Backbone, is_causal, load_config
-from mtrec_ray.model.lora import add_lora, unfreeze
 from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.model.recommender import Recommender, frozen_dtype
 from mtrec_ray.train.pretrained import NANO, NONE, starting_model
@@ -49,28 +49,22 @@ class BackboneBuilder:
 
 def adapt(backbone: Backbone, run: Run) -> None:
     """Makes trainable what `adapter` says, in place."""
-    if run.adapter.kind == "lora":
-        add_lora(
-            backbone.model,
-            rank=run.adapter.rank,
-            alpha=run.adapter.alpha,
-            dropout=run.adapter.dropout,
-            targets=run.adapter.targets,
-            top_layers=run.adapter.top_layers,
-            context=backbone.dropout,
-            seed=run.seed,
-        )
-    elif run.adapter.kind == "full":
-        unfreeze(backbone.model)
+    add_adapter(backbone, run.adapter, run.seed)
 
 
 def open_engine(
-    run: Run, manifest: Manifest, device: torch.device, build_backbone: Callable[[], nn.Module | None]
+    run: Run,
+    manifest: Manifest,
+    device: torch.device,
+    build_backbone: Callable[[], nn.Module | None],
+    stage: Stage = Stage(until=1.0),  # noqa: B008 - frozen
 ) -> tuple[Engine, str | None]:
     """The engine with the whole model in it; and where requests are not packed, a note for the user.
 
+    `stage`: what is trained; all that the run ever trains by default.
+
     Packing is chosen here and not earlier, for at ZeRO-3 only the engine can run the model.
     """
-    engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run), device)
+    engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run).train_stage(stage), device)
     backbone: Any = engine.model.backbone
     return engine, None if backbone is None else choose_mode(backbone, run.backbone.packing).note

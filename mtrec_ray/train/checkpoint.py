@@ -1,7 +1,8 @@
 """Our checkpoint: what was trained, by parameter name, without a trace of ranks, engines or partitions.
 
-    adapter.safetensors   trained weights of the backbone; absent if nothing of it is trained
+    adapter.safetensors   trained weights of the backbone, and what adapters remember; absent if nothing is trained
     towers.safetensors    side features (id tables included), fusion, towers
+    balance.safetensors   what the balance method has learned; absent if it learns nothing
     optimizer.pt          optimizer state, {parameter name: {"step", "exp_avg", ...}}
     state.json            `State`; written last
 
@@ -26,10 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtrec_ray.data.filesystem import open_fs
-from mtrec_ray.engine.base import Engine, trained
+from mtrec_ray.engine.base import Engine, learnable
 from mtrec_ray.errors import BackboneError, DataError
+from mtrec_ray.model.adapters.buffers import added_buffers
 
 ADAPTER, TOWERS, OPTIMIZER, STATE = "adapter.safetensors", "towers.safetensors", "optimizer.pt", "state.json"
+BALANCE = "balance.safetensors"
 
 
 class State(BaseModel):
@@ -47,6 +50,10 @@ class State(BaseModel):
     best_step: int | None
     waited: int
     """Evaluations since the best one."""
+    guarded: dict[str, float] = {}
+    """The value of each guarded metric at the best evaluation, in its own unit."""
+    guarded_best: dict[str, float] = {}
+    """The best value of each so far."""
     backbone: str
     backbone_checksum: str | None
     work: list[float]
@@ -57,12 +64,13 @@ class State(BaseModel):
 class Checkpoint:
     parameters: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]
+    balance: dict[str, Tensor]
     state: State
 
 
-def save(engine: Engine, folder: Path, state: State) -> None:
+def save(engine: Engine, folder: Path, state: State, balance: Mapping[str, Tensor]) -> None:
     """All ranks call it, rank 0 writes; `folder` appears all at once, after its contents were read back."""
-    parameters, optimizer = engine.parameters(), engine.optimizer_state()
+    parameters, optimizer = whole_weights(engine), engine.optimizer_state()
     if engine.world_rank != 0:
         return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -70,6 +78,8 @@ def save(engine: Engine, folder: Path, state: State) -> None:
     for file, group in _by_file(parameters).items():
         save_file({name: value.contiguous() for name, value in group.items()}, temporary / file)
         _verify(temporary / file, group)
+    if balance:
+        save_file(dict(balance), temporary / BALANCE)
     torch.save(optimizer, temporary / OPTIMIZER)
     (temporary / STATE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +95,10 @@ def read(folder: Path) -> Checkpoint:
         if (folder / file).is_file():
             parameters |= load_file(folder / file)
     optimizer = torch.load(folder / OPTIMIZER, weights_only=True)
-    return Checkpoint(parameters, optimizer, State.model_validate_json((folder / STATE).read_text(encoding="utf-8")))
+    balance = load_file(folder / BALANCE) if (folder / BALANCE).is_file() else {}
+    return Checkpoint(
+        parameters, optimizer, balance, State.model_validate_json((folder / STATE).read_text(encoding="utf-8"))
+    )
 
 
 def load_weights(engine: Engine, checkpoint: Checkpoint, backbone_checksum: str | None) -> None:
@@ -101,8 +114,23 @@ def load_weights(engine: Engine, checkpoint: Checkpoint, backbone_checksum: str 
             f"{_short(checkpoint.state.backbone_checksum)}, this run has weights {_short(backbone_checksum)}. "
             "Use the same backbone (and the same pretraining), or another run name."
         )
-    check_names({name: shape_of(p) for name, p in trained(engine.model)}, checkpoint.parameters)
-    engine.load_parameters(checkpoint.parameters)
+    buffers = added_buffers(engine.model)
+    own = {name: shape_of(value) for name, value in (*learnable(engine.model), *buffers.items())}
+    check_names(own, checkpoint.parameters)
+    put_weights(engine, checkpoint.parameters)
+
+
+def whole_weights(engine: Engine) -> dict[str, Tensor]:
+    """All that training changes in the model: whole learnable parameters and adapters' buffers, on the host."""
+    buffers = {name: value.detach().cpu().clone() for name, value in added_buffers(engine.model).items()}
+    return engine.parameters() | buffers
+
+
+def put_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """The inverse of `whole_weights`."""
+    engine.load_parameters(weights)
+    for name, value in added_buffers(engine.model).items():
+        value.copy_(weights[name])
 
 
 def check_names(own: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
@@ -121,7 +149,7 @@ def check_names(own: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor])
         )
 
 
-def shape_of(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+def shape_of(parameter: Tensor) -> tuple[int, ...]:
     """The whole shape, also of a parameter of which ZeRO-3 keeps a part here."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 

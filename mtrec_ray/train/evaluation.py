@@ -1,6 +1,6 @@
 """Scores of a split over all ranks, and the one number that chooses the best checkpoint."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,16 @@ import torch.distributed as dist
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest, TaskEntry
-from mtrec_ray.data.streaming.shards import Shards
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.evaluate.facts import FactsOf, judged
 from mtrec_ray.evaluate.metrics import DIRECTION, METRICS, measure
 from mtrec_ray.registry import suggest
-from mtrec_ray.tasks import KINDS
+from mtrec_ray.tasks.kind import TaskKind
+from mtrec_ray.tasks.kinds import KINDS
 from mtrec_ray.train.loop import StepData
 
 Array = np.ndarray[Any, np.dtype[Any]]
-UsersOf = Callable[[Array], Array]
-"""Row ids [N] -> user of each [N], as numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Scores:
     """Per task float32 [N] or [N, classes], in the label's unit."""
 
 
-def score(engine: Engine, steps: Iterable[StepData], tasks: Sequence[TaskEntry]) -> Scores | None:
+def score(engine: Engine, steps: Iterable[StepData], kinds: Sequence[TaskKind]) -> Scores | None:
     """Scores of all candidates in `steps`, without dropout; rank 0 gets them, the others None.
 
     All ranks call it, with equally many batches (ZeRO-3 gathers weights in every forward pass); rows need not be even.
@@ -45,25 +44,32 @@ def score(engine: Engine, steps: Iterable[StepData], tasks: Sequence[TaskEntry])
     with torch.no_grad():
         for step in steps:
             for batch in step.batches:
-                logits = engine.forward(batch.to(engine.device))
-                found = {f"score.{t.name}": KINDS[t.kind].score(logits[t.name].float(), t).cpu().numpy() for t in tasks}
+                there = batch.to(engine.device)
+                (logits,) = engine.forward(there)
+                found = {f"score.{kind.task.name}": kind.score(logits, there).float().cpu().numpy() for kind in kinds}
                 parts.append({"row_ids": batch.row_ids.numpy(), "labels": batch.labels.numpy(), **found})
     gathered = _gather(engine, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
     if gathered is None:
         return None
     columns = {key: np.concatenate([rank[key] for rank in gathered]) for key in gathered[0]}
     order = np.argsort(columns["row_ids"], kind="stable")
-    scores = {t.name: columns[f"score.{t.name}"][order] for t in tasks}
+    scores = {kind.task.name: columns[f"score.{kind.task.name}"][order] for kind in kinds}
     return Scores(columns["row_ids"][order], columns["labels"][order], scores)
 
 
-def task_metrics(scores: Scores, tasks: Sequence[TaskEntry], users_of: UsersOf) -> dict[str, dict[str, Any]]:
-    """Per task the metrics of its kind, over the rows whose label is observed; see `evaluate.metrics.measure`."""
-    users = users_of(scores.row_ids)
-    return {
-        task.name: measure(KINDS[task.kind].metrics, scores.labels[:, t], scores.scores[task.name], users, task.mean)
-        for t, task in enumerate(tasks)
-    }
+def task_metrics(scores: Scores, kinds: Sequence[TaskKind], facts_of: FactsOf) -> dict[str, dict[str, Any]]:
+    """Per task the metrics of its kind, over the rows whose label is observed; see `evaluate.metrics.measure`.
+
+    `kinds`: of all tasks, in the order of the labels.
+    """
+    facts = facts_of(scores.row_ids, kinds)
+    labels = {kind.task.name: scores.labels[:, t] for t, kind in enumerate(kinds)}
+    found = {}
+    for kind in kinds:
+        rows = judged(kind, labels, scores.scores, facts)
+        assert rows is not None, "all tasks are scored"
+        found[kind.task.name] = measure(kind.metrics, rows)
+    return found
 
 
 def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
@@ -76,47 +82,91 @@ def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
-class ChosenMetric:
-    """`train.metric`: `auto`, or `task/metric`; higher is better once `value` has set the sign.
+@dataclass(frozen=True)
+class Term:
+    """One metric of a task, as `train.metric` and `train.guards` name it."""
 
-    `auto` is the mean AUC of the binary tasks with a weight, without any minus the mean RMSE of the regressions, and
-    else the mean accuracy.
+    task: TaskEntry
+    metric: str
+    sign: int
+    """+1: higher is better; -1: lower"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}/{self.metric}"
+
+    @property
+    def undefined(self) -> str | None:
+        """Why it will have no value, where the labels of the validation split already tell."""
+        return _undefined(self.task, self.metric)
+
+
+def find_term(name: str, tasks: Sequence[TaskEntry], where: str, also: Sequence[str] = ()) -> Term:
+    """The metric called `task/metric`. Raises `ConfigError`, opening with `where`, with the nearest that there is;
+    `also`: what can be written there beside metrics.
+    """
+    terms = [Term(task, m, sign) for task in tasks for m, sign in KINDS[task.kind].metrics.items() if m in METRICS]
+    known = {term.name: term for term in terms}
+    if name not in known:
+        raise ConfigError(f"{where} '{name}' is unknown.{suggest(name, [*also, *known])}")
+    return known[name]
+
+
+class ChosenMetric:
+    """`train.metric`: `auto`, `task/metric`, several with their mean, or several with weights and their sum; higher is
+    better once `value` has set the signs.
+
+    `auto` is the mean AUC of the tasks of kinds binary and delayed with a weight, without any minus the mean RMSE of
+    the regressions, and else the mean accuracy; a task without a value is left out of it. What is named must have a
+    value.
 
     Raises:
         ConfigError: no such task or metric.
     """
 
-    def __init__(self, name: str, tasks: Sequence[TaskEntry], weights: Mapping[str, float]) -> None:
-        self.name = name
-        self._tasks = {t.name: t for t in tasks}
-        if name == "auto":
-            self._terms = _automatic(tasks, weights)
-            return
-        task, _, metric = name.partition("/")
-        kinds = {t.name: t.kind for t in tasks}
-        known = [f"{t}/{m}" for t, kind in kinds.items() for m in KINDS[kind].metrics]
-        if task not in kinds or metric not in METRICS or name not in known:
-            raise ConfigError(f"train.metric '{name}' is unknown.{suggest(name, ['auto', *known])}")
-        self._terms = [(task, metric, _sign(kinds[task], metric))]
+    def __init__(
+        self,
+        chosen: str | Sequence[str] | Mapping[str, float],
+        tasks: Sequence[TaskEntry],
+        weights: Mapping[str, float],
+    ) -> None:
+        """`weights`: of the tasks, for `auto`."""
+        self._is_mean_of_defined = chosen == "auto"
+        if isinstance(chosen, str):
+            named: Mapping[str, float] = {chosen: 1.0}
+        else:
+            named = chosen if isinstance(chosen, Mapping) else dict.fromkeys(chosen, 1 / len(chosen))
+        self.name = chosen if isinstance(chosen, str) else " + ".join(f"{w:.3g} {name}" for name, w in named.items())
+        if self._is_mean_of_defined:
+            by_name = {task.name: task for task in tasks}
+            self._terms = [(Term(by_name[t], m, sign), 1.0) for t, m, sign in _automatic(tasks, weights)]
+        else:
+            also = ["auto"] if isinstance(chosen, str) else []
+            self._terms = [(find_term(name, tasks, "train.metric", also), weight) for name, weight in named.items()]
 
     def check(self) -> None:
         """Raises `ConfigError` where the labels of the validation split already tell that it will have no value."""
-        reasons = {f"{t}/{m}": _undefined(self._tasks[t], m) for t, m, _ in self._terms}
-        if None not in reasons.values():
-            raise self._without_value(f"{term}: {reason}" for term, reason in reasons.items())
+        self._check_reasons({term.name: reason for term, _ in self._terms if (reason := term.undefined) is not None})
 
     def value(self, metrics: Mapping[str, Mapping[str, Any]]) -> float:
-        """Mean over the terms that are defined on these rows. Raises `ConfigError` if none is."""
-        values = [sign * metrics[t][m] for t, m, sign in self._terms if metrics[t][m] is not None]
-        if not values:
-            raise self._without_value(f"{t}/{m}: {metrics[t]['undefined'][m]}" for t, m, _ in self._terms)
-        return float(np.mean(values))
+        """From {task: {metric: value}}. Raises `ConfigError` if it has none on these rows."""
+        found = [(term, weight, metrics[term.task.name]) for term, weight in self._terms]
+        undefined = {term.name: of["undefined"][term.metric] for term, _, of in found if of[term.metric] is None}
+        self._check_reasons(undefined)
+        values = [weight * term.sign * of[term.metric] for term, weight, of in found if term.name not in undefined]
+        return float(sum(values)) / (len(values) if self._is_mean_of_defined else 1)
 
-    def _without_value(self, reasons: Iterable[str]) -> ConfigError:
-        return ConfigError(
-            f"train.metric '{self.name}' has no value on the validation split ({'; '.join(reasons)}). Choose another "
-            "metric, or a larger split.valid."
-        )
+    def _check_reasons(self, undefined: Mapping[str, str]) -> None:
+        if undefined and (not self._is_mean_of_defined or len(undefined) == len(self._terms)):
+            reasons = [f"{name}: {reason}" for name, reason in undefined.items()]
+            raise without_value(f"train.metric '{self.name}'", reasons)
+
+
+def without_value(what: str, reasons: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"{what} has no value on the validation split ({'; '.join(reasons)}). Choose another metric, or a larger "
+        "split.valid."
+    )
 
 
 def chosen_metric(run: Run, manifest: Manifest) -> ChosenMetric:
@@ -128,6 +178,8 @@ def chosen_metric(run: Run, manifest: Manifest) -> ChosenMetric:
 
 def _undefined(task: TaskEntry, metric: str) -> str | None:
     observed, positives = task.observed["valid"], task.positives["valid"]
+    if task.labels == "none":
+        return None
     if not observed:
         return "no observed label"
     if metric in ("auc", "gauc") and positives in (0, observed):
@@ -135,34 +187,12 @@ def _undefined(task: TaskEntry, metric: str) -> str | None:
     return None
 
 
-def users_of(shards: Shards) -> UsersOf:
-    """Looks users up in a split's shards; their two columns are read once, when first asked for."""
-    known: list[tuple[Array, Array]] = []
-
-    def look_up(row_ids: Array) -> Array:
-        if not known:
-            known.append(_read_users(shards))
-        return known[0][1][np.searchsorted(known[0][0], row_ids)]
-
-    return look_up
-
-
-def _read_users(shards: Shards) -> tuple[Array, Array]:
-    table = shards.rows(np.arange(shards.num_requests), ["user", "row_id"])
-    rows = table.column("row_id").combine_chunks()
-    codes = np.unique(table.column("user").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
-    users = np.repeat(codes, np.diff(rows.offsets.to_numpy()))
-    row_ids = rows.flatten().to_numpy()
-    order = np.argsort(row_ids)
-    return row_ids[order], users[order]
-
-
 def _automatic(tasks: Sequence[TaskEntry], weights: Mapping[str, float]) -> list[tuple[str, str, int]]:
-    for kind, metric in (("binary", "auc"), ("regression", "rmse"), ("multiclass", "accuracy")):
-        terms = [(t.name, metric, DIRECTION[metric]) for t in tasks if t.kind == kind and weights[t.name] > 0]
+    for kinds, metric in ((("binary", "delayed"), "auc"), (("regression",), "rmse"), (("multiclass",), "accuracy")):
+        terms = [(t.name, metric, DIRECTION[metric]) for t in tasks if t.kind in kinds and weights[t.name] > 0]
         if terms:
             return terms
-    first = tasks[0]
+    first = next((task for task in tasks if task.labels != "none"), tasks[0])
     metric = next(iter(KINDS[first.kind].metrics))
     return [(first.name, metric, _sign(first.kind, metric))]
 

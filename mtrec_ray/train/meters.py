@@ -10,15 +10,17 @@ from torch import Tensor
 
 from mtrec_ray.data.filesystem import is_url, open_fs, write_atomic
 from mtrec_ray.engine.base import Engine
+from mtrec_ray.multitask.balancing.balancer import cosines
 from mtrec_ray.train.loop import StepResult
 
 
 class Meter:
     """Keeps the results of steps, on the device; `flush` reduces over ranks and starts again."""
 
-    def __init__(self, engine: Engine, task_names: list[str]) -> None:
-        self._engine = engine
+    def __init__(self, task_names: list[str], balanced: bool) -> None:
+        """`balanced`: whether the tasks' weights change, and so are worth a line."""
         self._names = task_names
+        self._balanced = balanced
         self._steps: list[StepResult] = []
         self.totals = torch.zeros(4, dtype=torch.float64)
         """Of the whole run: candidates and tokens over all ranks; seconds and waited seconds, mean of the ranks."""
@@ -30,23 +32,50 @@ class Meter:
     def add(self, result: StepResult) -> None:
         self._steps.append(result)
 
-    def flush(self) -> dict[str, float]:
+    def flush(self, engine: Engine) -> dict[str, float]:
         """Means since the last flush, for a log; every rank calls it after the same step."""
         steps, self._steps = self._steps, []
         work = torch.tensor([[s.candidates, s.tokens, s.seconds, s.wait_seconds] for s in steps], dtype=torch.float64)
-        work = self._engine.sum_over_ranks(work.sum(0).to(self._engine.device)).cpu()
-        work[2:] /= self._engine.world_size
+        work = engine.sum_over_ranks(work.sum(0).to(engine.device)).cpu()
+        work[2:] /= engine.world_size
         self.totals += work
         counts = torch.stack([s.counts for s in steps])
         sums = (torch.stack([s.task_loss for s in steps]) * counts).nan_to_num(0.0).sum(0)
         means = (sums / counts.sum(0)).tolist()
+        balance = torch.stack([s.balance for s in steps]).mean(0).tolist()
         return {
             "loss": float(torch.stack([s.loss for s in steps]).mean()),
             "lr_scale": steps[-1].lr_scale,
             "grad_norm": float(steps[-1].grad_norm),
             **{f"loss/{name}": mean for name, mean in zip(self._names, means, strict=True) if mean == mean},
+            **(
+                {f"balance/{name}": weight for name, weight in zip(self._names, balance, strict=True)}
+                if self._balanced
+                else {}
+            ),
+            **self._conflict(steps),
+            **_gates(engine),
             **rates(work),
         }
+
+    def _conflict(self, steps: list[StepResult]) -> dict[str, float]:
+        """Cosines between the tasks' gradients over all steps in which they were measured."""
+        measured = [s.gramian for s in steps if s.gramian is not None]
+        if not measured:
+            return {}
+        found = cosines(torch.stack(measured).sum(0))
+        return {f"cosine/{self._names[i]}~{self._names[j]}": value for (i, j), value in found.items()}
+
+
+def _gates(engine: Engine) -> dict[str, float]:
+    """Mean use of each expert in the last forward pass of training, over all ranks."""
+    towers: Any = engine.model.towers
+    found: dict[str, float] = {}
+    for name, sums in towers.gates().items():
+        sums = engine.sum_over_ranks(sums.double())
+        shares = (sums / sums.sum()).nan_to_num(0.0).tolist()
+        found |= {f"gate/{name}/{expert}": share for expert, share in enumerate(shares)}
+    return found
 
 
 def rates(work: Tensor) -> dict[str, float]:

@@ -7,7 +7,9 @@ import pyarrow as pa
 
 from mtrec_ray.data.filesystem import open_fs, write_table_atomic
 from mtrec_ray.data.manifest import TaskEntry
+from mtrec_ray.data.reading.context import CODED
 from mtrec_ray.data.streaming.shards import Shards
+from mtrec_ray.evaluate.facts import shown_together
 from mtrec_ray.evaluate.predictions import from_numpy
 from mtrec_ray.train.evaluation import Scores
 
@@ -15,28 +17,38 @@ PREDICTIONS = "predictions.parquet"
 
 
 def predictions_table(shards: Shards, scores: Scores, tasks: Sequence[TaskEntry]) -> pa.Table:
-    """Columns `split, row_id, user, item, time, label.<task>, score.<task>`, ascending by row id.
+    """Columns `split, row_id, shown, user, item, time, label.<task>, score.<task>`, ascending by row id.
+
+    `shown`: the smallest row id of what was shown together. A task without labels has no columns.
+    And `domain` and `policy` where the log has them, in its own words, which train rows may lack.
 
     Raises:
         RuntimeError: the scores are not of every candidate of the split, once each.
     """
-    table = shards.rows(np.arange(shards.num_requests), ["user", "row_id", "item", "time"])
+    said = [name for name in CODED if f"{name}_name" in shards.schema().names]
+    of_candidates = {"item": "item", "time": "time", **{name: f"{name}_name" for name in said}}
+    table = shards.rows(np.arange(shards.num_requests), ["user", "row_id", "candidate_events", *of_candidates.values()])
     row_ids = table.column("row_id").combine_chunks()
     counts = np.diff(row_ids.offsets.to_numpy())
     order = np.argsort(row_ids.flatten().to_numpy(), kind="stable")
     expected = row_ids.flatten().to_numpy()[order]
     if not np.array_equal(expected, scores.row_ids):
         raise RuntimeError(f"{shards.split}: {len(scores.row_ids)} candidates scored, {len(expected)} prepared")
-    user = table.column("user").combine_chunks().take(pa.array(np.repeat(np.arange(len(counts)), counts)[order]))
+    request = np.repeat(np.arange(len(counts)), counts)
+    events = table.column("candidate_events").combine_chunks().flatten().to_numpy()
+    shown = shown_together(request, events, row_ids.flatten().to_numpy())
+    user = table.column("user").combine_chunks().take(pa.array(request[order]))
     columns = {
         "split": pa.array([shards.split] * len(order), pa.string()),
         "row_id": pa.array(expected),
+        "shown": pa.array(shown[order]),
         "user": user,
-        "item": table.column("item").combine_chunks().flatten().take(pa.array(order)),
-        "time": table.column("time").combine_chunks().flatten().take(pa.array(order)),
     }
-    columns |= {f"label.{task.name}": pa.array(scores.labels[:, t]) for t, task in enumerate(tasks)}
-    columns |= {f"score.{task.name}": from_numpy(scores.scores[task.name]) for task in tasks}
+    for name, column in of_candidates.items():
+        columns[name] = table.column(column).combine_chunks().flatten().take(pa.array(order))
+    labelled = [(t, task.name) for t, task in enumerate(tasks) if task.labels != "none"]
+    columns |= {f"label.{name}": pa.array(scores.labels[:, t]) for t, name in labelled}
+    columns |= {f"score.{name}": from_numpy(scores.scores[name]) for _, name in labelled}
     return pa.table(columns)
 
 

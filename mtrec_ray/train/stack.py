@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Run, Stage
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.engine.stacked import StackedEngine
@@ -99,9 +99,15 @@ class Stack:
         return place
 
     def _open(
-        self, slot: int, run: Run, manifest: Manifest, device: torch.device, build: Callable[[], nn.Module | None]
+        self,
+        slot: int,
+        run: Run,
+        manifest: Manifest,
+        device: torch.device,
+        build: Callable[[], nn.Module | None],
+        stage: Stage,
     ) -> tuple[Engine, None]:
-        model = Recommender(build(), manifest, run)
+        model = Recommender(build(), manifest, run).train_stage(stage)
         together = lambda hidden, gradient: self._joint.ask(slot, "backward", (hidden, gradient))  # noqa: E731
         return StackedEngine(run, model, device, together), None
 

@@ -32,6 +32,11 @@ RATES = "train.learning_rate={adapters: 0.3, towers: 0.1, tables: 0.5}"
 DECAYS = "train.weight_decay={adapters: 0.0, towers: 0.1, tables: 0.05}"
 SGD = (RATES, DECAYS, "train.clip_norm=null", "engine.optimizer=sgd")
 ADAM = ("train.clip_norm=0.5", DECAYS)
+FINE = ("train.lora_plus=4", "train.layer_decay=0.5")
+"""Four groups of adapters in place of one."""
+MOMENTUM = (*SGD, *FINE, "train.momentum=0.9", "train.clip_norm=0.5")
+ADAFACTOR = (*ADAM, *FINE, "engine.optimizer=adafactor")
+PLAIN = ("engine.name=plain",)
 
 
 def zero(stage: int, *more: str) -> tuple[str, ...]:
@@ -65,7 +70,13 @@ def on_rank(model_folder: str) -> dict[str, Any]:
     found["dropout"] = trained(*SGD, "adapter.dropout=0.2", steps=1, **share)
     found["checkpointing"] = trained(*zero(3), *SGD, *checkpointing, steps=1, **share)
     found["empty"] = [empty_micro_step(engine, rank) for engine in (("engine.name=plain",), zero(3))]
-    found["moved"] = moved_between_engines(rank)
+    for stage in STAGES:
+        found[f"momentum {stage}"] = trained(*zero(stage), *MOMENTUM, steps=2, **share)
+    found["adafactor 0"] = trained(*zero(0), *ADAFACTOR, steps=3, **share)
+    found["moved"] = moved_between_engines(rank, [zero(2), zero(3), PLAIN, zero(1), zero(0)], (*ADAM, *FINE))
+    found["moved momentum"] = moved_between_engines(rank, [zero(2), zero(0), zero(3), zero(1)], MOMENTUM)
+    found["moved adafactor"] = moved_between_engines(rank, [zero(0), PLAIN, zero(0)], ADAFACTOR)
+    found["tiny"] = {stage: tiny_groups(rank, zero(stage)) for stage in (1, 2, 3)}
     found["sharded"] = load_sharded(model_folder)
     return found
 
@@ -84,13 +95,12 @@ def empty_micro_step(overrides: tuple[str, ...], rank: int) -> dict[str, Tensor]
     return gradients
 
 
-def moved_between_engines(rank: int) -> dict[str, Tensor]:
+def moved_between_engines(rank: int, engines: list[tuple[str, ...]], settings: tuple[str, ...]) -> dict[str, Tensor]:
     """One step in each of several engines, with weights and optimizer state handed on from one to the next."""
     parameters: dict[str, Tensor] = {}
     state: dict[str, dict[str, Tensor]] = {}
-    engines = [zero(2), zero(3), ("engine.name=plain",), zero(1), zero(0)]
-    for overrides, data in zip(engines, make_steps(STEPS, ranks=2, rank=rank, tokens=True), strict=True):
-        engine = make_engine(make_run(*overrides, *ADAM), with_backbone=True)
+    for overrides, data in zip(engines, make_steps(len(engines), ranks=2, rank=rank, tokens=True), strict=True):
+        engine = make_engine(make_run(*settings, *overrides), with_backbone=True)
         if parameters:
             engine.load_parameters(parameters)
             engine.load_optimizer_state(state)
@@ -99,6 +109,47 @@ def moved_between_engines(rank: int) -> dict[str, Tensor]:
         parameters, state = engine.parameters(), engine.optimizer_state()
         engine.close()
     return parameters
+
+
+class Tiny(torch.nn.Module):
+    """Three groups, one of two numbers and one of one number, of which ZeRO 1 and 2 give nothing to rank 1."""
+
+    backbone = None
+    learnable = frozenset({"weight", "pair", "one"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(-1, 1, 33))
+        self.pair = torch.nn.Parameter(torch.tensor([0.5, -0.5]))
+        self.one = torch.nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, batch: Any, key: Any = None, point: Any = None) -> Tensor:
+        return (self.weight * batch).sum() * self.one[0] + (self.pair**2).sum()
+
+    def parameter_groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        return {"adapters": {"pair": self.pair}, "towers": {"weight": self.weight}, "tables": {"one": self.one}}
+
+
+def tiny_groups(rank: int, overrides: tuple[str, ...]) -> dict[str, Tensor]:
+    """Two steps, the state handed on to an engine of the same kind, and a third; parameters and state after it."""
+    run = make_run(*ADAM, *overrides)
+    engine: Any = build_engine(run, Tiny, CPU)
+    for step in range(3):
+        if step == 2:
+            before, engine = engine, build_engine(run, Tiny, CPU)
+            engine.load_parameters(before.parameters())
+            engine.load_optimizer_state(before.optimizer_state())
+            before.close()
+        engine.backward(engine.forward(torch.linspace(0, 1, 33) + rank + step), last=True)
+        engine.step(1.0)
+    found = parameters_and_state(engine)
+    engine.close()
+    return found
+
+
+def parameters_and_state(engine: Engine) -> dict[str, Tensor]:
+    state = engine.optimizer_state()
+    return engine.parameters() | {f"{p}.{key}": value for p, of in state.items() for key, value in of.items()}
 
 
 def load_sharded(folder: str) -> dict[str, Any]:
@@ -194,8 +245,38 @@ def test_a_rank_without_candidates_takes_part(found) -> None:
     assert distance(sharded, plain) < 1e-5
 
 
-def test_state_moves_between_engines_and_stages(found) -> None:
-    assert distance(found["moved"], trained(*ADAM)[1]) < 1e-5
+@pytest.mark.parametrize(
+    ("name", "settings", "steps"),
+    [
+        ("moved", (*ADAM, *FINE), 5),
+        ("moved momentum", MOMENTUM, 4),
+        ("moved adafactor", ADAFACTOR, 3),
+    ],
+)
+def test_state_moves_between_engines_and_stages(found, name: str, settings: tuple[str, ...], steps: int) -> None:
+    assert distance(found[name], trained(*settings, steps=steps)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_momentum_and_rates_for_each_layer_equal_the_plain_engine(found, stage: int) -> None:
+    expected = trained(*MOMENTUM, steps=2)[1]
+    assert distance(found[f"momentum {stage}"][1], expected) < 1e-5
+    assert distance(expected, trained(*SGD, "train.clip_norm=0.5", steps=2)[1]) > 1e-3
+
+
+def test_adafactor_equals_the_plain_engine_where_it_sees_whole_matrices(found) -> None:
+    assert distance(found["adafactor 0"][1], trained(*ADAFACTOR, steps=3)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_group_of_which_a_rank_has_nothing(found, stage: int) -> None:
+    """Gradients of both ranks are summed, so one rank takes the step with the sum of both rows."""
+    engine: Any = build_engine(make_run(*ADAM, *PLAIN), Tiny, CPU)
+    for step in range(3):
+        for rank in (0, 1):
+            engine.backward(engine.forward(torch.linspace(0, 1, 33) + rank + step), last=rank == 1)
+        engine.step(1.0)
+    assert distance(found["tiny"][stage], parameters_and_state(engine)) < 1e-6
 
 
 def test_zero_3_splits_a_backbone_while_loading_it(found, model_folder: str) -> None:

@@ -30,7 +30,7 @@ def engine() -> Engine:
 
 
 def test_it_comes_back_as_it_was(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE)
+    checkpoint.save(engine, tmp_path / "c", STATE, {})
     found = checkpoint.read(tmp_path / "c")
     assert found.state == STATE
     assert distance(found.parameters, engine.parameters()) == 0
@@ -40,7 +40,7 @@ def test_it_comes_back_as_it_was(engine: Engine, tmp_path) -> None:
 
 
 def test_adapter_and_towers_are_apart_and_the_frozen_backbone_is_in_neither(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE)
+    checkpoint.save(engine, tmp_path / "c", STATE, {})
     adapter = load_file(tmp_path / "c" / "adapter.safetensors")
     towers = load_file(tmp_path / "c" / "towers.safetensors")
     assert all("lora_" in name for name in adapter)
@@ -49,7 +49,7 @@ def test_adapter_and_towers_are_apart_and_the_frozen_backbone_is_in_neither(engi
 
 
 def test_without_a_backbone_there_is_no_adapter_file(tmp_path) -> None:
-    checkpoint.save(make_engine(make_run()), tmp_path / "c", STATE)
+    checkpoint.save(make_engine(make_run()), tmp_path / "c", STATE, {})
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
         "optimizer.pt",
         "state.json",
@@ -58,8 +58,8 @@ def test_without_a_backbone_there_is_no_adapter_file(tmp_path) -> None:
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE)
-    checkpoint.save(engine, tmp_path / "c", STATE.model_copy(update={"step": 4}))
+    checkpoint.save(engine, tmp_path / "c", STATE, {})
+    checkpoint.save(engine, tmp_path / "c", STATE.model_copy(update={"step": 4}), {})
     assert checkpoint.read(tmp_path / "c").state.step == 4
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -68,7 +68,7 @@ def test_empty_weights_are_noticed(engine: Engine, tmp_path, monkeypatch: pytest
     whole = engine.parameters()
     monkeypatch.setattr(engine, "parameters", lambda: {name: torch.empty(0) for name in whole})
     with pytest.raises(RuntimeError, match="empty ones"):
-        checkpoint.save(engine, tmp_path / "c", STATE)
+        checkpoint.save(engine, tmp_path / "c", STATE, {})
     assert not (tmp_path / "c").exists()
 
 
@@ -79,16 +79,16 @@ def test_a_folder_that_is_no_checkpoint(tmp_path) -> None:
 
 
 def test_another_backbone_is_refused(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE)
+    checkpoint.save(engine, tmp_path / "c", STATE, {})
     with pytest.raises(BackboneError, match="cccccccccccc, this run has weights dddddddddddd"):
         checkpoint.load_weights(engine, checkpoint.read(tmp_path / "c"), "d" * 64)
 
 
 def test_other_names_and_shapes_are_refused(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE)
+    checkpoint.save(engine, tmp_path / "c", STATE, {})
     path = tmp_path / "c" / "towers.safetensors"
     weights = load_file(path)
-    weights["unknown"] = weights.pop("towers.0.out.bias")
+    weights["unknown"] = weights.pop("towers.towers.0.out.bias")
     weights["fuse.0.bias"] = torch.zeros(3)
     save_file(weights, path)
     before = engine.parameters()
@@ -98,7 +98,7 @@ def test_other_names_and_shapes_are_refused(engine: Engine, tmp_path) -> None:
 
 
 def test_published_and_fetched(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE)
+    checkpoint.save(engine, tmp_path / "c", STATE, {})
     address = (tmp_path / "store").as_uri()
     checkpoint.publish(tmp_path / "c", address)
     checkpoint.publish(tmp_path / "c", address)

@@ -16,7 +16,8 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 def train(*overrides: str, steps: int = 20, with_backbone: bool = True, **data) -> list[StepResult]:
     run = make_run(*overrides)
     engine = make_engine(run, with_backbone)
-    return list(training_steps(engine, make_steps(steps, tokens=with_backbone, **data), make_recipe(run, steps)))
+    data = make_steps(steps, tokens=with_backbone, **data)
+    return list(training_steps(engine, data, make_recipe(run, steps, engine)))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def test_same_seed_same_result(results: list[StepResult]) -> None:
 def test_training_lowers_the_loss() -> None:
     run = make_run("train.learning_rate={adapters: 0.02, towers: 0.02, tables: 0.02}")
     data = make_steps(1, requests=30)[0]
-    found = list(training_steps(make_engine(run), [data] * 30, make_recipe(run, 30)))
+    engine = make_engine(run)
+    found = list(training_steps(engine, [data] * 30, make_recipe(run, 30, engine)))
     assert float(found[-1].loss) < 0.85 * float(found[0].loss)
 
 
@@ -53,7 +55,7 @@ def test_micro_steps_do_not_change_the_step(results: list[StepResult]) -> None:
 def test_the_loop_is_the_few_lines_of_autograd() -> None:
     run, data = make_run("engine.optimizer=sgd", "train.clip_norm=null"), make_steps(3, micro_steps=2)
     looped, by_hand = make_engine(run), make_engine(run)
-    recipe = make_recipe(run, 3)
+    recipe = make_recipe(run, 3, looped)
     for result, step in zip(training_steps(looped, data, recipe), data, strict=True):
         loss = backward(by_hand, step.batches, make_objective(run), step.plan)
         by_hand.step(result.lr_scale)
@@ -76,14 +78,15 @@ def test_a_step_result_says_what_was_done(results: list[StepResult]) -> None:
 def test_it_starts_where_it_is_told() -> None:
     run = make_run()
     steps = make_steps(6)
-    found = list(training_steps(make_engine(run), steps[4:], make_recipe(run, 6), first_step=4))
+    engine = make_engine(run)
+    found = list(training_steps(engine, steps[4:], make_recipe(run, 6, engine), first_step=4))
     assert [result.step for result in found] == [5, 6]
 
 
 def weights_after_four_steps(*overrides: str) -> dict[str, torch.Tensor]:
     run = make_run(*overrides)
     engine = make_engine(run)
-    list(training_steps(engine, make_steps(4), make_recipe(run, 4)))
+    list(training_steps(engine, make_steps(4), make_recipe(run, 4, engine)))
     return engine.parameters()
 
 
@@ -120,7 +123,7 @@ def test_adapters_have_a_rate_and_a_decay_of_their_own(setting: str) -> None:
 
     def after_one_step(*overrides: str) -> dict[str, torch.Tensor]:
         engine = make_engine(make_run(*overrides), with_backbone=True)
-        list(training_steps(engine, make_steps(1, tokens=True), make_recipe(make_run(*overrides), 1)))
+        list(training_steps(engine, make_steps(1, tokens=True), make_recipe(make_run(*overrides), 1, engine)))
         return engine.parameters()
 
     changed, same = after_one_step(override), after_one_step()
@@ -136,5 +139,5 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched(
     data = make_steps(1)
     data[0].batches[0].labels[0, 1] = float("inf")
     with pytest.raises(UserError, match=r"step 1: the loss of stars is not finite.*train\.learning_rate"):
-        list(training_steps(engine, data, make_recipe(run, 1)))
+        list(training_steps(engine, data, make_recipe(run, 1, engine)))
     assert distance(engine.parameters(), before) == 0

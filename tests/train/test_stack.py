@@ -26,7 +26,7 @@ from mtrec_ray.train.worker import Fitted, TrainingData, fit
 from tests.batches import VOCAB, Step, make_batch, make_manifest, make_request, make_run
 from tests.model.models import true_float64
 from tests.train.test_worker import lines
-from tests.training import CPU, distance
+from tests.training import CPU, distance, facts_of
 
 SMALL = "backbone={name: nano, width: 16, layers: 2, heads: 2}"
 LONG = [SMALL, "engine.name=plain", "train.max_steps=20", "train.epochs=9", "train.log_every=1"]
@@ -100,7 +100,7 @@ def tokens(number: int) -> int:
 
 def data_of(run: Run) -> TrainingData:
     train = Split(TRAIN, run.train.batch_requests, run.train.micro_tokens)
-    return TrainingData(train, Split(VALID, len(VALID), run.train.micro_tokens), lambda row_ids: row_ids // 500)
+    return TrainingData(train, Split(VALID, len(VALID), run.train.micro_tokens), facts_of)
 
 
 def run_of(number: int, *overrides: str) -> Run:
@@ -169,7 +169,7 @@ class Stacked:
         """As in `launch.stack_trials`: what trials read alike they read together."""
         own = data_of(run)
         train = self.shared.setdefault(run.train.batch_requests, SharedSteps(own.train))
-        return TrainingData(train, self.shared.setdefault("valid", SharedSteps(own.valid)), own.valid_users)
+        return TrainingData(train, self.shared.setdefault("valid", SharedSteps(own.valid)), own.valid_facts)
 
     def _fit(self, number: int, run: Run, data: TrainingData, context: LocalContext, report: Report) -> None:
         def keep(metrics: Mapping[str, float], folder: Path | None) -> None:

@@ -13,7 +13,7 @@ from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
 from tests.batches import Step, make_batch, make_manifest, make_request, make_run
-from tests.training import distance, run_ranks, small_backbone
+from tests.training import distance, facts_of, run_ranks, small_backbone
 
 PER_EPOCH = 4
 FAST = "train.learning_rate={adapters: 0.01, towers: 0.01, tables: 0.01}"
@@ -38,10 +38,16 @@ class Source:
             yield Step(index, [make_batch(part, tokens=True) for part in (mine[:3], mine[3:])])
 
 
-def train(folder: Path, *overrides: str, fails_at: int | None = None) -> Fitted:
+def train(
+    folder: Path,
+    *overrides: str,
+    fails_at: int | None = None,
+    source: type[Source] = Source,
+    context: LocalContext | None = None,
+) -> Fitted:
     run = make_run(FAST, "train.epochs=3", "train.patience=null", "train.log_every=2", *overrides)
-    data = TrainingData(Source(fails_at=fails_at), Source(valid=True), lambda row_ids: row_ids // 500)
-    return fit(run, make_manifest(), data, LocalContext(folder), lambda: backbone(run))
+    data = TrainingData(source(fails_at=fails_at), source(valid=True), facts_of)
+    return fit(run, make_manifest(), data, context or LocalContext(folder), lambda: backbone(run))
 
 
 def backbone(run: Run) -> Any:
@@ -145,6 +151,100 @@ def test_the_metric_chooses(tmp_path: Path) -> None:
     assert fitted.best_metric == -min(line["stars/rmse"] for line in lines(tmp_path, "valid"))
 
 
+class Conflicting(Source):
+    """In the validation split stars are the other way round: the better they are learned, the worse the scores are."""
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        for step in super().steps(first, last):
+            for batch in step.batches:
+                if self.valid:
+                    batch.labels[:, 1] = 7 - batch.labels[:, 1]
+            yield step
+
+
+RISING = ("train.metric=like/logloss", "train.epochs=6", "train.decay=constant", "train.warmup=0")
+
+
+def train_conflicting(folder: Path, *overrides: str, **more: Any) -> Fitted:
+    return train(folder, *RISING, *overrides, source=Conflicting, **more)
+
+
+def test_a_guard_chooses_a_checkpoint_in_which_the_guarded_task_is_not_given_up(tmp_path: Path) -> None:
+    free = train_conflicting(tmp_path / "free")
+    valid = lines(tmp_path / "free", "valid")
+    logloss, rmse = ([line[name] for line in valid] for name in ("like/logloss", "stars/rmse"))
+    assert logloss == sorted(logloss, reverse=True), "planted: the main task gets better all the time"
+    assert rmse == sorted(rmse), "planted: the guarded task gets worse all the time"
+    assert free.best_step == 24
+
+    limit = (rmse[2] + rmse[3]) / 2  # between the third and the fourth evaluation, at steps 12 and 16
+    for guard in (f"no_worse_than: {limit}", f"loses_at_most: {limit - rmse[0]}"):
+        folder = tmp_path / guard.partition(":")[0]
+        guarded = train_conflicting(folder, f"train.guards={{stars/rmse: {{{guard}}}}}")
+        assert (guarded.best_step, guarded.best_metric) == (12, -logloss[2])
+        state = checkpoint.read(folder / "checkpoint").state
+        assert (state.step, state.guarded, state.guarded_best) == (12, {"stars/rmse": rmse[2]}, {"stars/rmse": rmse[0]})
+        assert distance(guarded.engine.parameters(), free.engine.parameters()) > 1e-3
+        assert lines(folder, "note") == []
+
+
+def test_what_a_guard_has_seen_is_known_after_a_resumption(tmp_path: Path) -> None:
+    rmse = [line["stars/rmse"] for line in _valid(tmp_path / "free")]
+    guard = f"train.guards={{stars/rmse: {{loses_at_most: {(rmse[2] + rmse[3]) / 2 - rmse[0]}}}}}"
+    with pytest.raises((ConnectionError, RuntimeError)):
+        train_conflicting(tmp_path / "stopped", guard, fails_at=17)
+    resumed = train_conflicting(tmp_path / "stopped", guard)
+    assert resumed.best_step == 12
+    assert checkpoint.read(tmp_path / "stopped" / "latest").state.guarded_best == {"stars/rmse": rmse[0]}
+
+
+def _valid(folder: Path) -> list[dict[str, Any]]:
+    train_conflicting(folder)
+    return lines(folder, "valid")
+
+
+def test_a_guard_that_nothing_passes_is_told_once_with_the_figure_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = train_conflicting(tmp_path, "train.guards={stars/rmse: {no_worse_than: 0.1}}")
+    rmse = [line["stars/rmse"] for line in lines(tmp_path, "valid")]
+    assert fitted.best_step == 4, "the one that misses by least"
+    (note,) = lines(tmp_path, "note")
+    assert note["step"] == 24
+    assert f"step 4, which miss by least: stars/rmse is {rmse[0]:.5g}" in note["text"]
+    assert "Raise tasks.stars.weight, or loosen train.guards.stars/rmse" in note["text"]
+    assert capsys.readouterr().err == f"{note['text']}\n"
+
+
+def test_reports_say_which_weights_were_kept_where_guards_decide(tmp_path: Path) -> None:
+    reports: list[dict[str, Any]] = []
+
+    class Recording(LocalContext):
+        def report(self, metrics: Any, checkpoint: Path | None) -> None:
+            reports.append(dict(metrics))
+            super().report(metrics, checkpoint)
+
+    train_conflicting(tmp_path / "free", context=Recording(tmp_path / "free"))
+    assert all("kept" not in report for report in reports)
+    reports.clear()
+    guards = "train.guards={stars/rmse: {no_worse_than: 0.1}}"
+    train_conflicting(tmp_path / "guarded", guards, context=Recording(tmp_path / "guarded"))
+    assert [report["kept"] for report in reports] == [True, False, False, False, False, False]
+
+
+def test_several_metrics_choose_together(tmp_path: Path) -> None:
+    fitted = train_conflicting(tmp_path, "train.metric={like/logloss: 1, stars/rmse: 2}")
+    sums = {line["step"]: -line["like/logloss"] - 2 * line["stars/rmse"] for line in lines(tmp_path, "valid")}
+    assert fitted.best_metric == pytest.approx(max(sums.values()))
+    assert fitted.best_step == max(sums, key=lambda step: sums[step]) == 12
+
+
+def test_a_wrong_guard_fails_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.guards 'stars/rms' is unknown\. Did you mean 'stars/rmse'"):
+        train(tmp_path, "train.guards={stars/rms: {no_worse_than: 1}}", "backbone=nano")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_metric_fails_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.metric 'like/acu' is unknown\. Did you mean 'like/auc'"):
         train(tmp_path, "train.metric=like/acu", "backbone=nano")
@@ -158,9 +258,10 @@ def test_a_checkpoint_of_another_config_is_refused(whole: tuple[Path, Fitted]) -
 
 @pytest.mark.distributed
 def test_two_ranks_resume_at_zero_2_and_end_as_one_plain_rank(tmp_path: Path) -> None:
-    zero = ("backbone=nano", "engine.name=deepspeed", "engine.zero_stage=2", "train.epochs=2")
+    guard = "train.guards={stars/rmse: {loses_at_most: 0.001}}"
+    zero = ("backbone=nano", "engine.name=deepspeed", "engine.zero_stage=2", "train.epochs=2", guard)
     never_stopped, resumed = run_ranks(_fit_twice, 2, str(tmp_path), zero)[0]
-    plain = train(tmp_path / "plain", "backbone=nano", "train.epochs=2")
+    plain = train(tmp_path / "plain", "backbone=nano", "train.epochs=2", guard)
     assert distance(resumed["parameters"], never_stopped["parameters"]) == 0
     assert resumed["valid"] == never_stopped["valid"]
     assert distance(resumed["parameters"], plain.engine.parameters()) < 1e-4

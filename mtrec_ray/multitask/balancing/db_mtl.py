@@ -45,7 +45,10 @@ class DualBalancing(UnitMethod):
     def _lengths(self, seen: Seen, kept: Tensor) -> Tensor:
         """Lengths [n] of the gradients of the log losses, averaged with those of earlier steps."""
         assert seen.gramian is not None
-        now = seen.gramian.diagonal().sqrt() / (seen.losses + EPSILON)
+        lengths = seen.gramian.diagonal().sqrt()
+        if seen.shares is not None:
+            lengths = lengths / seen.shares
+        now = lengths / (seen.losses + EPSILON)
         counts, before = self.memory["counts"][kept], self.memory["lengths"][kept]
         past = self.params.beta / (counts + 1) ** self.params.sigma
         return torch.where(counts > 0, past * before + (1 - past) * now, now)

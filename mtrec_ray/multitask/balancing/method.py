@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from mtrec_ray.config import Part
 from mtrec_ray.errors import ConfigError
-from mtrec_ray.registry import Registry, suggest
+from mtrec_ray.params import check_params
+from mtrec_ray.registry import Registry
 
 EPSILON = 1e-8
 """Losses are kept this far from 0 where a logarithm or a quotient is taken of them."""
@@ -37,12 +37,17 @@ class Seen:
     observed: Tensor
     """bool [T]: the unit has a label of the task, and its weight is not 0."""
     gramian: Tensor | None = None
-    """[T, T] inner products of the gradients of the tasks' weighted losses at the balance point."""
+    """[T, T] inner products of the gradients that arrive at the balance point: of the unit's part of each task's
+    weighted loss, which is a mean over the labels of the whole step."""
+    shares: Tensor | None = None
+    """[T] the unit's part of the step's labels of each task: 1 where the unit is the step. A gradient divided by it is
+    that of the unit's mean loss."""
 
     def part(self, kept: Tensor) -> "Seen":
         """Only the tasks of the mask `kept`, bool [T]."""
         gramian = None if self.gramian is None else self.gramian[kept][:, kept]
-        return Seen(self.losses[kept], self.observed[kept], gramian)
+        shares = None if self.shares is None else self.shares[kept]
+        return Seen(self.losses[kept], self.observed[kept], gramian, shares)
 
 
 class Method(ABC):
@@ -79,10 +84,7 @@ class Method(ABC):
         Raises:
             ConfigError: with one line per mistake.
         """
-        try:
-            return cls.Params.model_validate(dict(params))
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(mistake, cls.Params) for mistake in error.errors())) from None
+        return check_params(cls.Params, params, "balance.params")
 
     def start(self) -> dict[str, Tensor]:
         """The memory of a method that has learned nothing yet; its names and shapes never change."""
@@ -157,24 +159,14 @@ class UnitMethod(Method):
 METHODS: Registry[type[Method]] = Registry("balance method")
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, step: int, purpose: str = "balance") -> torch.Generator:
     """The random choices of one step: the same on every rank and after a resume; no global state is touched.
 
     Seeded with 64 bits of blake2b, so that neighbouring steps have nothing in common.
     """
-    key = hashlib.blake2b(f"{seed}/{step}/balance".encode(), digest_size=8).digest()
+    key = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little"))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensors[name].shape) for name in sorted(tensors)}
-
-
-def _explain(mistake: Any, model: type[Part]) -> str:
-    """One pydantic error as one line: dotted path, what was found, what was expected."""
-    path = ".".join(["balance", "params", *(str(key) for key in mistake["loc"])])
-    if mistake["type"] == "extra_forbidden":
-        known = list(model.model_fields)
-        tail = suggest(str(mistake["loc"][-1]), known) if known else " The method has no parameters."
-        return f"unknown key '{path}'.{tail}"
-    return f"'{path}' is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."

@@ -6,7 +6,7 @@ through the towers each, and crashes at ZeRO-3, where towers are released after 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,54 @@ from torch import Tensor
 Weigh = Callable[[Tensor], Tensor]
 """The Gramian [T, T] of this rank's candidates, float64 on the host -> weights [T], float64. Called once in each
 backward pass, on every rank, also where a rank has no candidate: it may exchange with the other ranks."""
+
+
+class Point(Protocol):
+    """Where a model splits z."""
+
+    trains_below: bool
+    """Whether gradients go on below the point: if not, z is computed without any."""
+
+    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
+        """z [C, D] -> a copy [C, D] for each task."""
+        ...
+
+
+class BalancePoint:
+    """Combines the tasks' gradients with the weights that `weigh` gives, and hands them on."""
+
+    trains_below = True
+
+    def __init__(self, weigh: Weigh) -> None:
+        self._weigh = weigh
+
+    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
+        return split(z, tasks, self._weigh)
+
+
+class Probe:
+    """Looks at the tasks' gradients at z and trains nothing: neither what is below the point nor the towers."""
+
+    trains_below = False
+
+    def __init__(self) -> None:
+        self._z: Tensor | None = None
+        self._gramian: Tensor | None = None
+
+    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
+        self._z = z.detach().requires_grad_()
+        return split(self._z, tasks, self._keep)
+
+    def gramian(self, loss: Tensor) -> Tensor:
+        """float64 [T, T] on the host, of this rank's candidates: of a loss computed from the copies of one `split`."""
+        assert self._z is not None, "the model has not split z"
+        torch.autograd.grad(loss, self._z)  # of z alone: no parameter's gradient is touched
+        assert self._gramian is not None
+        return self._gramian
+
+    def _keep(self, gramian: Tensor) -> Tensor:
+        self._gramian = gramian
+        return torch.zeros(len(gramian), dtype=torch.float64)
 
 
 def split(z: Tensor, tasks: int, weigh: Weigh) -> tuple[Tensor, ...]:

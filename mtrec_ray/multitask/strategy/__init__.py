@@ -1,0 +1,1 @@
+"""What a step trains: which of the tasks, and which of the weights."""
