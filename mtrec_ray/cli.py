@@ -1,8 +1,9 @@
 """The command line: one verb per stage. `jobs/*.py` run the same functions under `ray job submit`.
 
 Results (a config, a path) go to stdout, progress and messages to stderr. Exit codes: 0 done; 2 a mistake in what the
-user gave, or workers lost too often, told in one message; 1 a defect, with its traceback. Ray and torch are imported
-inside the verbs, so that `--help` answers at once and a wrong config is refused before either starts.
+user gave, or workers lost too often, told in one message; 1 a defect, with its traceback, or a comparison some of whose
+trainings failed. Ray and torch are imported inside the verbs, so that `--help` answers at once and a wrong config is
+refused before either starts.
 """
 
 import os
@@ -188,6 +189,43 @@ def tune(
     from mtrec_ray.launch.tune import tune
 
     print(tune(run, resume=resume, overwrite=overwrite, config_path=str(config or config_option)))
+
+
+@app.command()
+def compare(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier comparison of the same name.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Does learning the tasks together pay? Train each task alone and all together, over seeds, and compare.
+
+    `compare` in the config says what: methods that balance the tasks (sum is the plain one), variants of the config,
+    seeds. Writes a run for each training and a report: differences to each task alone with intervals, the average,
+    time and memory, how far the tasks' gradients pull apart. An interrupted comparison goes on when its command is
+    repeated. Exit code 1: some training failed; the report says which, and compares the others.
+
+    
+    Examples:
+      mtrec compare run.yaml --set name=pays
+      mtrec compare run.yaml --set name=pays --set compare.seeds=5 --set 'compare.methods=[sum, uncertainty, cagrad]'
+      mtrec compare run.yaml --set name=pays --set 'compare.variants={ple: {towers.kind: ple}}'
+      ray job submit --working-dir . -- python jobs/compare.py run.yaml --set name=pays
+    """
+    run = _load(config, config_option, overrides, verbose)
+    from mtrec_ray.launch.compare import compare
+
+    done = compare(run, overwrite=overwrite)
+    print(done.table)
+    print("\n".join(["", *done.sentences, ""]))
+    print(done.report)
+    if done.failed:
+        what = "1 training" if done.failed == 1 else f"{done.failed} trainings"
+        say(f"Error: {what} failed, as the report tells. The same command tries once more.")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -29,17 +29,18 @@ def score(name: str, prepared: str, manifest: Manifest, run: Run, splits: list[s
 def constant(prepared: str, manifest: Manifest, splits: list[str]) -> Scored:
     """Always the train base rate, mean, or class shares."""
     row_id = {split: _row_ids(prepared, manifest, split) for split in splits}
-    fitted = [task for task in manifest.tasks if task.observed["train"] > 0]
+    labelled = [task for task in manifest.tasks if task.labels != "none"]
+    fitted = [task for task in labelled if task.observed["train"] > 0]
     scores = {split: {task.name: _repeat(task, len(ids)) for task in fitted} for split, ids in row_id.items()}
     notes = {
         task.name: f"train mean {task.mean:.4g}" if task in fitted else "skipped: no observed train label"
-        for task in manifest.tasks
+        for task in labelled
     }
     return Scored(row_id, scores, notes)
 
 
 def _repeat(task: TaskEntry, rows: int) -> np.ndarray:
-    return np.tile(task.frequencies, (rows, 1)) if task.kind == "multiclass" else np.full(rows, task.mean)
+    return np.tile(task.frequencies, (rows, 1)) if task.labels == "class" else np.full(rows, task.mean)
 
 
 def _row_ids(prepared: str, manifest: Manifest, split: str) -> np.ndarray:

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mtrec_ray.evaluate import metrics
+from mtrec_ray.evaluate.conditional import CONDITIONAL, given_parent
+from mtrec_ray.evaluate.judged import METRICS, Judged, Metric
+from mtrec_ray.evaluate.lists import Coverage, MeanOfLists
 
 LEVEL = 0.95
 MIN_DEFINED = 0.5
@@ -32,28 +35,28 @@ def resamples(num_users: int, count: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def replicates(
-    names: Iterable[str],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    users: np.ndarray,
-    train_mean: float,
-    count: int,
-    seed: int,
+    names: Iterable[str], rows: Judged, count: int, seed: int, pool: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Each named metric on each resample [count]; NaN where the resample does not define it.
 
     Rows as for `metrics.measure`: a label that is NaN is left out. Without rows there are no resamples.
+
+    Args:
+        pool: the users that are drawn from, all of `rows.users` among them; by default those with an observed label.
+            What is drawn from one pool is the same resamples whichever labels are observed, as of several tasks.
     """
-    labels, scores, users = metrics.observed_rows(labels, scores, users)
+    rows = rows.observed()
     names = list(names)
     values = {name: np.full(count, np.nan) for name in names}
-    if len(labels) == 0:
+    if len(rows.labels) == 0:
         return values
-    _, code = np.unique(users, return_inverse=True)
-    weighted = {name: _weighted(name, labels, scores, code, train_mean) for name in names}
-    for b, user_weights in enumerate(resamples(int(code.max()) + 1, count, seed)):
+    own, code = np.unique(rows.users, return_inverse=True)
+    drawn = own if pool is None else np.unique(pool)
+    weighted = {name: _weighted(name, rows, code) for name in names}
+    places = np.searchsorted(drawn, own)
+    for b, user_weights in enumerate(resamples(len(drawn), count, seed)):
         for name in names:
-            values[name][b] = weighted[name](user_weights)
+            values[name][b] = weighted[name](user_weights[places])
     return values
 
 
@@ -69,17 +72,24 @@ def interval(values: np.ndarray) -> Interval | None:
 Weighted = Callable[[np.ndarray], float]
 
 
-def _weighted(name: str, labels: np.ndarray, scores: np.ndarray, code: np.ndarray, train_mean: float) -> Weighted:
+def _weighted(name: str, rows: Judged, code: np.ndarray) -> Weighted:
     """The metric as a function of the users' weights [U]; rows of user u are `code == u`."""
     if name == "auc":
-        return _weighted_auc(labels, scores, code)
+        return _weighted_auc(rows.labels, rows.scores, code)
     if name == "gauc":
-        areas, rows = metrics.user_aucs(labels, scores, code)
-        return _ratio(np.where(np.isnan(areas), 0, areas * rows), np.where(np.isnan(areas), 0, rows))
-    terms = _row_terms(name, labels, scores, train_mean)
+        areas, sizes = metrics.user_aucs(rows.labels, rows.scores, code)
+        return _ratio(np.where(np.isnan(areas), 0, areas * sizes), np.where(np.isnan(areas), 0, sizes))
+    if name in CONDITIONAL:
+        return _weighted_given_parent(name, rows, code)
+    metric = METRICS[name]
+    if isinstance(metric, MeanOfLists):
+        return _weighted_lists(metric, rows, code)
+    if isinstance(metric, Coverage):
+        return lambda weights: np.nan
+    terms = _row_terms(name, rows.labels, rows.scores, rows.train_mean)
     if terms is None:
-        return _resampled(metrics.METRICS[name], labels, scores, code, train_mean)
-    above, below = (np.bincount(code, weights=np.broadcast_to(term, len(labels))) for term in terms)
+        return _resampled(metric, rows, code)
+    above, below = (np.bincount(code, weights=np.broadcast_to(term, len(rows.labels))) for term in terms)
     ratio = _ratio(above, below)
     return (lambda weights: ratio(weights) ** 0.5) if name == "rmse" else ratio
 
@@ -99,9 +109,20 @@ def _row_terms(
     if name in ("rmse", "mae"):
         error = np.subtract(scores, labels, dtype=np.float64)
         return (np.square(error) if name == "rmse" else np.abs(error)), 1.0
+    if name == "rank_mae":
+        return metrics.row_rank_error(labels, scores), 1.0
     if name == "accuracy":
         return (np.argmax(scores, axis=1) == labels) * 1.0, 1.0
     return None
+
+
+def _weighted_given_parent(name: str, rows: Judged, code: np.ndarray) -> Weighted:
+    given, happened = given_parent(rows)
+    if len(given.labels) == 0:
+        return lambda weights: np.nan
+    users, own = np.unique(code[happened], return_inverse=True)
+    weighted = _weighted(CONDITIONAL[name], given, own)
+    return lambda weights: weighted(weights[users])
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Weighted:
@@ -128,14 +149,27 @@ def _weighted_auc(labels: np.ndarray, scores: np.ndarray, code: np.ndarray) -> W
     return value
 
 
-def _resampled(
-    metric: metrics.Metric, labels: np.ndarray, scores: np.ndarray, code: np.ndarray, train_mean: float
-) -> Weighted:
-    """Any other metric, by really repeating the rows."""
+def _weighted_lists(metric: MeanOfLists, rows: Judged, code: np.ndarray) -> Weighted:
+    """A list is one user's."""
+    values = metric.values(rows)
+    _, first = np.unique(rows.shown, return_index=True)
+    defined = ~np.isnan(values)
+    owner, users = code[first[defined]], int(code.max()) + 1
+    return _ratio(np.bincount(owner, weights=values[defined], minlength=users), np.bincount(owner, minlength=users))
+
+
+def _resampled(metric: Metric, rows: Judged, code: np.ndarray) -> Weighted:
+    """Any other metric, by really repeating the rows; what was shown together is repeated as a list of its own."""
+    _, list_ = np.unique(rows.shown, return_inverse=True)
 
     def value(weights: np.ndarray) -> float:
-        rows = np.repeat(np.arange(len(labels)), weights[code].astype(np.int64))
-        found = metric(labels[rows], scores[rows], code[rows], train_mean) if len(rows) else None
+        times = weights[code].astype(np.int64)
+        chosen = np.repeat(np.arange(len(code)), times)
+        if len(chosen) == 0:
+            return np.nan
+        copy = np.arange(len(chosen)) - np.repeat(np.cumsum(times) - times, times)
+        repeated = rows.take(chosen)._replace(users=code[chosen], shown=list_[chosen] * int(times.max()) + copy)
+        found = metric(repeated)
         return np.nan if found is None else found
 
     return value

@@ -1,14 +1,16 @@
 """One split's table: the model and the baselines on the same rows, with intervals, paired differences and slices."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mtrec_ray.data.manifest import TaskEntry
 from mtrec_ray.evaluate import bootstrap, metrics
+from mtrec_ray.evaluate.facts import Facts, judged
+from mtrec_ray.evaluate.judged import Judged
 from mtrec_ray.evaluate.predictions import Rows, Scores
-from mtrec_ray.tasks import KINDS
+from mtrec_ray.tasks.kind import TaskKind
 
 Entry = dict[str, Any]
 Replicates = dict[str, np.ndarray]
@@ -22,6 +24,8 @@ class Comparison:
     baselines: dict[str, Scores]
     slices: dict[str, np.ndarray]
     """Name -> bool [N]"""
+    traits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Per objective over lists; see `evaluate.facts`"""
 
 
 @dataclass(frozen=True)
@@ -32,56 +36,54 @@ class Resampling:
     seed: int
 
 
-def metric_names(kind: str) -> tuple[str, ...]:
-    """What is measured of a task kind; a guest's kind says itself."""
-    return metrics.BY_KIND.get(kind) or tuple(KINDS[kind].metrics)
-
-
-def compare(comparison: Comparison, tasks: list[TaskEntry], resampling: Resampling) -> dict[str, Any]:
+def compare(comparison: Comparison, kinds: Sequence[TaskKind], resampling: Resampling) -> dict[str, Any]:
     """`{"tasks": {task: entry}, "baselines": {name: {task: entry}}}`, as `metrics.json` holds them.
 
     The entry of the model has `difference`: per baseline and metric the value (model - baseline) with the interval of
-    the paired difference. The entry of a slice is like that of all rows.
+    the paired difference. The entry of a slice is like that of all rows; lists are cut to its rows. An objective over
+    lists is measured on the scores of its parent.
     """
-    everything = np.ones(len(comparison.rows.row_id), dtype=bool)
+    rows = comparison.rows
+    facts = Facts(rows.users, rows.shown, rows.items, comparison.traits)
+    everything = np.ones(len(rows.row_id), dtype=bool)
     table: dict[str, Any] = {"tasks": {}, "baselines": {name: {} for name in comparison.baselines}}
-    for task in tasks:
-        entries = _entries(comparison, task, everything, resampling)
+    for kind in kinds:
+        columns = {
+            name: scored
+            for name, scores in {"": rows.scores, **comparison.baselines}.items()
+            if (scored := judged(kind, rows.labels, scores, facts)) is not None
+        }
+        entries = _entries(columns, kind, everything, resampling)
         for entry in entries.values():
             entry["slices"] = {}
         for name, mask in comparison.slices.items():
-            for column, entry in _entries(comparison, task, mask, resampling).items():
+            for column, entry in _entries(columns, kind, mask, resampling).items():
                 entries[column]["slices"][name] = entry
-        table["tasks"][task.name] = entries.pop("")
+        table["tasks"][kind.task.name] = entries.pop("")
         for name, entry in entries.items():
-            table["baselines"][name][task.name] = entry
+            table["baselines"][name][kind.task.name] = entry
     return table
 
 
-def _entries(comparison: Comparison, task: TaskEntry, mask: np.ndarray, resampling: Resampling) -> dict[str, Entry]:
+def _entries(
+    columns: Mapping[str, Judged], kind: TaskKind, mask: np.ndarray, resampling: Resampling
+) -> dict[str, Entry]:
     """The entry of the model (under "") and of each baseline that scored the task, over the rows of a mask."""
-    columns = {"": comparison.rows.scores, **comparison.baselines}
-    rows = comparison.rows
     entries: dict[str, Entry] = {}
     replicates: dict[str, Replicates] = {}
-    for name, scores in columns.items():
-        if task.name in scores:
-            selected = rows.labels[task.name][mask], scores[task.name][mask], rows.users[mask]
-            entries[name], replicates[name] = _entry(task, *selected, resampling)
+    for name, rows in columns.items():
+        entries[name], replicates[name] = _entry(kind, rows.take(mask), resampling)
     entries[""]["difference"] = {
         name: _difference(entries[""], entries[name], replicates[""], replicates[name]) for name in entries if name
     }
     return entries
 
 
-def _entry(
-    task: TaskEntry, labels: np.ndarray, scores: np.ndarray, users: np.ndarray, resampling: Resampling
-) -> tuple[Entry, Replicates]:
-    names = metric_names(task.kind)
-    entry = metrics.measure(names, labels, scores, users, task.mean)
-    if task.kind == "binary":
-        entry["positives"] = int((labels > 0).sum())
-    replicates = bootstrap.replicates(names, labels, scores, users, task.mean, resampling.count, resampling.seed)
+def _entry(kind: TaskKind, rows: Judged, resampling: Resampling) -> tuple[Entry, Replicates]:
+    entry = metrics.measure(kind.reported, rows)
+    if kind.labels == "binary":
+        entry["positives"] = int((rows.labels > 0).sum())
+    replicates = bootstrap.replicates(kind.reported, rows, resampling.count, resampling.seed)
     entry["intervals"] = {name: bootstrap.interval(values) for name, values in replicates.items()}
     return entry, replicates
 

@@ -11,14 +11,17 @@ from mtrec_ray import config_file
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs, write_atomic
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.streaming.shards import load_manifest
+from mtrec_ray.data.streaming.shards import Shards, load_manifest
 from mtrec_ray.evaluate import baselines, report
 from mtrec_ray.evaluate.comparison import Comparison, Resampling, compare
+from mtrec_ray.evaluate.facts import facts_of
 from mtrec_ray.evaluate.predictions import Rows, read_rows, read_scores
 from mtrec_ray.evaluate.provenance import provenance
 from mtrec_ray.evaluate.slices import Slicer
 from mtrec_ray.evaluate.training_log import read_log
 from mtrec_ray.progress import track
+from mtrec_ray.tasks.kind import TaskKind
+from mtrec_ray.tasks.kinds import build_kinds
 
 MAX_REASONS = 20
 SIDE_FEATURES = "side_features"
@@ -39,15 +42,16 @@ def evaluate_run(run_dir: str, prepared: str, run: Run, extra: Mapping[str, str]
     """
     run_dir, extra = run_dir.rstrip("/"), dict(extra or {})
     manifest = load_manifest(prepared)
+    kinds = build_kinds(manifest, run.tasks)
     rows = read_rows(f"{run_dir}/predictions.parquet", manifest)
     notes = _score_baselines(run_dir, prepared, manifest, run, extra, list(rows))
-    comparisons = _comparisons(prepared, manifest, rows, extra)
+    comparisons = _comparisons(prepared, manifest, kinds, rows, extra)
     log = read_log(f"{run_dir}/metrics.jsonl")
     resampling = Resampling(run.evaluate.bootstrap, run.seed)
     splits = {}
     with track("metrics and intervals", len(comparisons), "splits") as bar:
         for split, comparison in comparisons.items():
-            splits[split] = compare(comparison, manifest.tasks, resampling)
+            splits[split] = compare(comparison, kinds, resampling)
             bar.advance()
     found = {
         "run": {"name": run.name, "seed": run.seed, "fingerprint": manifest.fingerprint} | provenance(),
@@ -60,7 +64,7 @@ def evaluate_run(run_dir: str, prepared: str, run: Run, extra: Mapping[str, str]
     }
     filesystem, root = open_fs(run_dir)
     write_atomic(filesystem, f"{root}/metrics.json", json.dumps(found, indent=1, allow_nan=False).encode())
-    page = report.render(found, log, comparisons, manifest, run, config_file.dump(run))
+    page = report.render(found, log, comparisons, kinds, manifest, run, config_file.dump(run))
     write_atomic(filesystem, f"{root}/report.html", page.encode())
     return found
 
@@ -84,7 +88,7 @@ def _score_baselines(
 
 
 def _comparisons(
-    prepared: str, manifest: Manifest, rows: dict[str, Rows], files: dict[str, str]
+    prepared: str, manifest: Manifest, kinds: list[TaskKind], rows: dict[str, Rows], files: dict[str, str]
 ) -> dict[str, Comparison]:
     tasks, slicer = [task.name for task in manifest.tasks], Slicer(prepared, manifest)
     return {
@@ -92,6 +96,7 @@ def _comparisons(
             part,
             {name: read_scores(path, split, part.row_id, tasks) for name, path in files.items()},
             slicer.slices(split, part),
+            facts_of(Shards(prepared, manifest, split))(part.row_id, kinds).traits,
         )
         for split, part in rows.items()
     }

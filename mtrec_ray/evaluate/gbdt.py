@@ -41,6 +41,9 @@ def score(prepared: str, manifest: Manifest, splits: list[str], seed: int) -> Sc
     cores = max(1, len(os.sched_getaffinity(0)) // 2)
     with threadpool_limits(cores, "openmp"), track("gradient-boosted trees", len(manifest.tasks), "tasks") as bar:
         for t, task in enumerate(manifest.tasks):
+            if task.labels == "none":
+                bar.advance()
+                continue
             model, notes[task.name] = _fit(task, features, x, train.labels[:, t], x_valid, valid.labels[:, t], seed)
             if model is not None:
                 models[task.name] = model
@@ -142,7 +145,7 @@ def _fit(
         return None, "skipped: train labels are all the same, or none"
     if x.shape[1] == 0:
         return None, "skipped: the prepared data has no numbers and no categories"
-    usable = np.isin(y_valid, y) | (task.kind == "regression")  # a class that train lacks cannot be scored
+    usable = np.isin(y_valid, y) | (task.labels == "number")  # a class that train lacks cannot be scored
     x_stop, y_stop = x_valid[observed_valid][usable], y_valid[usable]
     best: Any = None
     best_loss = np.inf
@@ -160,7 +163,7 @@ def _fit(
 
 
 def _estimator(task: TaskEntry, leaves: int, features: Features, seed: int) -> Any:
-    kind = HistGradientBoostingRegressor if task.kind == "regression" else HistGradientBoostingClassifier
+    kind = HistGradientBoostingRegressor if task.labels == "number" else HistGradientBoostingClassifier
     return kind(
         learning_rate=0.07,
         max_iter=600,
@@ -175,10 +178,10 @@ def _estimator(task: TaskEntry, leaves: int, features: Features, seed: int) -> A
 
 def _predict(task: TaskEntry, model: Any, x: np.ndarray) -> np.ndarray:
     """[N] in the label's unit, or [N, classes] with 0 for classes that train lacks."""
-    if task.kind == "regression":
+    if task.labels == "number":
         return model.predict(x)
     probabilities = model.predict_proba(x)
-    if task.kind == "binary":
+    if task.labels == "binary":
         return probabilities[:, 1]
     found = np.zeros((len(x), task.classes))
     found[:, model.classes_.astype(np.int64)] = probabilities

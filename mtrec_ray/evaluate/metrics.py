@@ -2,22 +2,44 @@
 
 N rows: `labels` [N], `scores` [N] (binary: probability; regression: the label's unit) or [N, classes]
 (multiclass: probabilities), `users` [N] any sortable ids. A metric that the rows do not define is None, never NaN,
-and `measure` says why. `bootstrap` holds the same metrics under user weights.
+and `measure` says why. `bootstrap` holds the same metrics under user weights, `lists` those of what was shown together.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtrec_ray.errors import DataError
-from mtrec_ray.registry import Registry
+from mtrec_ray.evaluate.conditional import CONDITIONAL, given_parent
+from mtrec_ray.evaluate.judged import METRICS, Judged, base_name
+from mtrec_ray.evaluate.lists import MeanOfLists
 
 EPSILON = 1e-7
 """Probabilities are clipped to [EPSILON, 1 - EPSILON]: float32 scores saturate, and one row must not be infinite."""
 
-DIRECTION = {"auc": 1, "gauc": 1, "accuracy": 1, "logloss": -1, "ne": -1, "rmse": -1, "mae": -1}
-"""+1 where higher is better, -1 where lower is. `calibration` is best at 1 and ranks no models."""
+DIRECTION = {
+    "auc": 1,
+    "gauc": 1,
+    "accuracy": 1,
+    "ndcg": 1,
+    "mrr": 1,
+    "recall": 1,
+    "ild": 1,
+    "novelty": 1,
+    "logloss": -1,
+    "ne": -1,
+    "rmse": -1,
+    "mae": -1,
+    "rank_mae": -1,
+    "cvr_auc": 1,
+    "cvr_logloss": -1,
+}
+"""By base name: +1 where higher is better, -1 where lower is."""
+
+
+def direction(name: str) -> int:
+    """+1 where higher is better, -1 where lower is, 0 where neither is: `calibration` is best at 1."""
+    return DIRECTION.get(base_name(name), 0)
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
@@ -147,6 +169,21 @@ def mae(labels: np.ndarray, scores: np.ndarray) -> float | None:
     return float(np.mean(np.abs(np.subtract(scores, labels, dtype=np.float64)))) if len(labels) else None
 
 
+def row_rank_error(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Classes between each label [N] and the median of its distribution [N, classes], whose order is a scale.
+
+    The median is the number of classes k with P(label > k) > 1/2 (Shi et al. 2021, arXiv 2111.08851); no class has a
+    smaller expected distance.
+    """
+    up_to = np.cumsum(np.asarray(probabilities, dtype=np.float64)[:, :-1], axis=1)
+    return np.abs((up_to < 0.5).sum(axis=1) - labels)
+
+
+def rank_mae(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Mean distance between label and median class, in classes."""
+    return float(row_rank_error(labels, probabilities).mean()) if len(labels) else None
+
+
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Share of rows whose likeliest class [N, classes] is the label; the first of equally likely ones counts."""
     return float(np.mean(np.argmax(probabilities, axis=1) == labels)) if len(labels) else None
@@ -163,93 +200,88 @@ def multiclass_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float 
     return float(row_multiclass_log_loss(labels, probabilities).mean()) if len(labels) else None
 
 
-Metric = Callable[[np.ndarray, np.ndarray, np.ndarray, float], float | None]
-METRICS: Registry[Metric] = Registry("metric")
-"""(labels, scores, users, train mean) of the observed rows -> value; a guest's metric registers here too."""
-
-BY_KIND = {
-    "binary": ("auc", "gauc", "logloss", "ne", "calibration"),
-    "regression": ("rmse", "mae", "calibration"),
-    "multiclass": ("accuracy", "logloss"),
-}
-"""What a report shows of the built-in task kinds; of a guest's kind, the metrics that the kind names itself."""
-
-
-def measure(
-    names: Iterable[str], labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float
-) -> dict[str, Any]:
+def measure(names: Iterable[str], rows: Judged) -> dict[str, Any]:
     """The named metrics of one task over the rows whose label is observed (not NaN), ready for JSON.
 
-    Gives `n` (rows), `users`, a value per name, with `gauc` also `gauc_covered` (share of rows that count), and
-    `undefined`: name -> reason, for each metric that is None.
+    Gives `n` (rows), `users`, a value per name, with `gauc` also `gauc_covered` (share of rows that count), with
+    metrics of lists `lists` (how many the first of them is a mean over), with metrics of a step given its parent
+    `cvr_n` (rows), and `undefined`: name -> reason, for each metric that is None.
 
     Raises:
         DataError: a score of an observed row that is not finite.
         ConfigError: an unknown name.
     """
-    labels, scores, users = observed_rows(labels, scores, users)
-    found: dict[str, Any] = {"n": len(labels), "users": len(np.unique(users))}
+    rows = rows.observed()
+    found: dict[str, Any] = {"n": len(rows.labels), "users": len(np.unique(rows.users))}
     undefined = {}
     for name in names:
-        found[name] = METRICS[name](labels, scores, users, train_mean)
+        metric = METRICS[name]
+        found[name] = metric(rows)
         if found[name] is None:
-            undefined[name] = _reason(name, labels)
+            undefined[name] = _reason(name, rows)
+        if name in CONDITIONAL:
+            found["cvr_n"] = len(given_parent(rows)[0].labels)
         if name == "gauc":
-            found["gauc_covered"] = gauc(labels, scores, users).covered
+            found["gauc_covered"] = gauc(rows.labels, rows.scores, rows.users).covered
+        if isinstance(metric, MeanOfLists) and "lists" not in found:
+            found["lists"] = int((~np.isnan(metric.values(rows))).sum())
     return found | {"undefined": undefined}
 
 
-def observed_rows(
-    labels: np.ndarray, scores: np.ndarray, users: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and users of the rows whose label is not NaN. Raises `DataError`: a score that is not finite."""
-    labels = np.asarray(labels, dtype=np.float64)
-    observed = ~np.isnan(labels)
-    scores = np.asarray(scores)[observed]
-    bad = int((~np.isfinite(scores)).sum())
-    if bad:
-        raise DataError(f"{bad} of {scores.size} scores are not finite numbers; the model that gave them diverged.")
-    return labels[observed], scores, np.asarray(users)[observed]
-
-
 @METRICS.register("auc")
-def _auc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return auc(labels, scores)
+def _auc(rows: Judged) -> float | None:
+    return auc(rows.labels, rows.scores)
 
 
 @METRICS.register("gauc")
-def _gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return gauc(labels, scores, users).value
+def _gauc(rows: Judged) -> float | None:
+    return gauc(rows.labels, rows.scores, rows.users).value
 
 
 @METRICS.register("logloss")
-def _logloss(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return log_loss(labels, scores) if scores.ndim == 1 else multiclass_log_loss(labels, scores)
+def _logloss(rows: Judged) -> float | None:
+    loss = log_loss if rows.scores.ndim == 1 else multiclass_log_loss
+    return loss(rows.labels, rows.scores)
 
 
 @METRICS.register("ne")
-def _ne(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return normalised_entropy(labels, scores, train_mean)
+def _ne(rows: Judged) -> float | None:
+    return normalised_entropy(rows.labels, rows.scores, rows.train_mean)
 
 
 @METRICS.register("calibration")
-def _calibration(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return calibration_ratio(labels, scores)
+def _calibration(rows: Judged) -> float | None:
+    return calibration_ratio(rows.labels, rows.scores)
 
 
 @METRICS.register("rmse")
-def _rmse(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return rmse(labels, scores)
+def _rmse(rows: Judged) -> float | None:
+    return rmse(rows.labels, rows.scores)
 
 
 @METRICS.register("mae")
-def _mae(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return mae(labels, scores)
+def _mae(rows: Judged) -> float | None:
+    return mae(rows.labels, rows.scores)
 
 
 @METRICS.register("accuracy")
-def _accuracy(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, train_mean: float) -> float | None:
-    return accuracy(labels, scores)
+def _accuracy(rows: Judged) -> float | None:
+    return accuracy(rows.labels, rows.scores)
+
+
+@METRICS.register("rank_mae")
+def _rank_mae(rows: Judged) -> float | None:
+    return rank_mae(rows.labels, rows.scores)
+
+
+@METRICS.register("cvr_auc")
+def _cvr_auc(rows: Judged) -> float | None:
+    return _auc(given_parent(rows)[0])
+
+
+@METRICS.register("cvr_logloss")
+def _cvr_logloss(rows: Judged) -> float | None:
+    return _logloss(given_parent(rows)[0])
 
 
 _REASONS = {
@@ -257,8 +289,15 @@ _REASONS = {
     "gauc": "no user with labels of both classes",
     "ne": "the train base rate is 0 or 1",
     "calibration": "the labels add up to zero or less",
+    **dict.fromkeys(("ndcg", "mrr", "recall"), "no rows of both classes were shown together"),
+    "ild": "no two rows were shown together",
 }
 
 
-def _reason(name: str, labels: np.ndarray) -> str:
-    return _REASONS.get(name, "not defined on these rows") if len(labels) else "no observed rows"
+def _reason(name: str, rows: Judged) -> str:
+    if name in CONDITIONAL and len(rows.labels):
+        if rows.parent_scores is None:
+            return "no scores of the parent task"
+        given, _ = given_parent(rows)
+        return _reason(CONDITIONAL[name], given) if len(given.labels) else "no rows on which the parent task happened"
+    return _REASONS.get(base_name(name), "not defined on these rows") if len(rows.labels) else "no observed rows"

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.reading.context import CODED
 from mtrec_ray.errors import DataError
 
 Scores = dict[str, np.ndarray]
@@ -23,10 +24,16 @@ class Rows:
     """int64 [N]"""
     users: np.ndarray
     """int64 [N] a code per distinct user of the split"""
+    items: np.ndarray
+    """int64 [N] likewise"""
+    shown: np.ndarray
+    """int64 [N] the smallest row id of what was shown together; see `evaluate.facts.shown_together`"""
     user: pa.Array
     """string [N]"""
     item: pa.Array
     """string [N]"""
+    said: dict[str, pa.Array]
+    """string [N] per column of `domain` and `policy` that the log has, "" = it does not say of this row"""
     labels: Scores
     """[N] per task, NaN = not observed"""
     scores: Scores
@@ -53,9 +60,9 @@ def read_table(path: str, columns: list[str]) -> pa.Table:
 
 def read_rows(path: str, manifest: Manifest) -> dict[str, Rows]:
     """`predictions.parquet` by split, in the manifest's order of splits."""
-    tasks = [task.name for task in manifest.tasks]
+    tasks = [task.name for task in manifest.tasks if task.labels != "none"]
     names = [f"{part}.{task}" for part in ("label", "score") for task in tasks]
-    table = read_table(path, ["split", "row_id", "user", "item", *names])
+    table = read_table(path, ["split", "row_id", "shown", "user", "item", *names])
     splits = [split for split in manifest.shards if split in set(pc.unique(table.column("split")).to_pylist())]
     if not splits:
         raise DataError(f"{path} holds no rows of the splits {', '.join(manifest.shards)}.")
@@ -63,12 +70,15 @@ def read_rows(path: str, manifest: Manifest) -> dict[str, Rows]:
 
 
 def _rows(table: pa.Table, tasks: list[str]) -> Rows:
-    user = table.column("user").combine_chunks().cast(pa.string())
+    user, item = _strings(table, "user"), _strings(table, "item")
     return Rows(
         row_id=table.column("row_id").to_numpy(),
-        users=user.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64),
+        users=_codes(user),
+        items=_codes(item),
+        shown=table.column("shown").to_numpy(),
         user=user,
-        item=table.column("item").combine_chunks().cast(pa.string()),
+        item=item,
+        said={name: _strings(table, name) for name in CODED if name in table.column_names},
         labels={task: to_numpy(table.column(f"label.{task}")) for task in tasks},
         scores={task: to_numpy(table.column(f"score.{task}")) for task in tasks},
     )
@@ -101,6 +111,15 @@ def positions(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     order = np.argsort(keys, kind="stable")
     places = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
     return np.where(keys[order[places]] == wanted, order[places], -1)
+
+
+def _codes(texts: pa.Array) -> np.ndarray:
+    """int64 [N] a number per distinct text."""
+    return texts.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _strings(table: pa.Table, name: str) -> pa.Array:
+    return table.column(name).combine_chunks().cast(pa.string())
 
 
 def to_numpy(column: pa.ChunkedArray) -> np.ndarray:

@@ -3,7 +3,7 @@
 `render` turns the metrics, the training log and the scores into plain values; the template beside it lays them out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,17 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest, TaskEntry
 from mtrec_ray.evaluate import figures, page, tables
 from mtrec_ray.evaluate.bootstrap import LEVEL
-from mtrec_ray.evaluate.comparison import Comparison, metric_names
+from mtrec_ray.evaluate.comparison import Comparison
 from mtrec_ray.evaluate.page import Pen, counted
 from mtrec_ray.evaluate.training_log import TrainingLog
+from mtrec_ray.tasks.kind import TaskKind
 
 
 def render(
     found: dict[str, Any],
     log: TrainingLog,
     comparisons: Mapping[str, Comparison],
+    kinds: Sequence[TaskKind],
     manifest: Manifest,
     run: Run,
     config: str,
@@ -28,16 +30,20 @@ def render(
     """The page; `found` is what `metrics.json` holds, `config` the resolved config as YAML."""
     pen = Pen()
     first = "test" if "test" in comparisons else next(iter(comparisons))
-    names = {name for task in manifest.tasks for name in metric_names(task.kind)}
+    tasks = list(zip(manifest.tasks, kinds, strict=True))
     return page.template("report.html.j2").render(
         found=found,
         facts=facts(run, manifest) | ({"note": "; ".join(log.notes)} if log.notes else {}),
         split=first,
-        tasks=[task_section(task, comparisons[first], found, first, pen) for task in manifest.tasks],
-        others={split: _tables(manifest.tasks, found["splits"][split]) for split in comparisons if split != first},
-        curves=curves(log, manifest.tasks, pen),
+        tasks=[task_section(task, kind, comparisons[first], found, first, pen) for task, kind in tasks],
+        others={
+            split: [_table(task, kind, found["splits"][split]) for task, kind in tasks]
+            for split in comparisons
+            if split != first
+        },
+        curves=curves(log, kinds, pen),
         speed=_speed(found["throughput"]),
-        metrics=[text for name, text in tables.METRICS.items() if name in names],
+        metrics=tables.metric_help(name for kind in kinds for name in kind.reported),
         level=f"{LEVEL:.0%}",
         resamples=run.evaluate.bootstrap,
         baseline_title=tables.baseline_title,
@@ -77,30 +83,27 @@ def _ids(manifest: Manifest, run: Run) -> str:
 
 
 def task_section(
-    task: TaskEntry, comparison: Comparison, found: dict[str, Any], split: str, pen: Pen
+    task: TaskEntry, kind: TaskKind, comparison: Comparison, found: dict[str, Any], split: str, pen: Pen
 ) -> dict[str, Any]:
     """Everything the page says about one task on one split."""
+    main = kind.reported[:2]
     entry = found["splits"][split]["tasks"][task.name]
-    notes = {name: by_task[task.name] for name, by_task in found["notes"].items() if task.name in by_task}
-    return _table(task, found["splits"][split]) | {
-        "verdicts": tables.verdicts(metric_names(task.kind), entry),
+    notes = {baseline: by_task[task.name] for baseline, by_task in found["notes"].items() if task.name in by_task}
+    return _table(task, kind, found["splits"][split]) | {
+        "verdicts": tables.verdicts(kind.reported, entry),
         "covered": entry.get("gauc_covered"),
-        "slices": tables.slice_rows(task.kind, entry),
-        "slice_metrics": [tables.metric_title(name) for name in metric_names(task.kind)[:2]],
+        "lists": entry.get("lists"),
+        "slices": tables.slice_rows(main, entry),
+        "slice_metrics": [tables.metric_title(metric) for metric in main],
         "reference": tables.baseline_title(tables.reference_of(entry) or ""),
-        "notes": {tables.baseline_title(name): note for name, note in notes.items()},
-        "figures": _task_figures(task, comparison, pen),
+        "notes": {tables.baseline_title(baseline): note for baseline, note in notes.items()},
+        "figures": _task_figures(task, "calibration" in kind.reported, comparison, pen),
     }
 
 
-def _tables(tasks: list[TaskEntry], split: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_table(task, split) for task in tasks]
-
-
-def _table(task: TaskEntry, split: dict[str, Any]) -> dict[str, Any]:
-    entry = split["tasks"][task.name]
+def _table(task: TaskEntry, kind: TaskKind, split: dict[str, Any]) -> dict[str, Any]:
+    entry, names = split["tasks"][task.name], kind.reported
     others = {name: by_task[task.name] for name, by_task in split["baselines"].items() if task.name in by_task}
-    names = metric_names(task.kind)
     return {
         "name": task.name,
         "kind": task.kind,
@@ -113,8 +116,11 @@ def _table(task: TaskEntry, split: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _task_figures(task: TaskEntry, comparison: Comparison, pen: Pen) -> list[dict[str, Any]]:
-    """Binary: ROC and calibration; regression: predicted against actual, and errors; other kinds have tables only."""
+def _task_figures(task: TaskEntry, calibrated: bool, comparison: Comparison, pen: Pen) -> list[dict[str, Any]]:
+    """Labels 0 and 1: ROC, and calibration of scores that are probabilities; numbers: predicted against actual, and
+    errors; others have tables only."""
+    if task.labels not in ("binary", "number"):
+        return []
     labels = comparison.rows.labels[task.name]
     observed = ~np.isnan(labels)
     labels = labels[observed]
@@ -126,52 +132,82 @@ def _task_figures(task: TaskEntry, comparison: Comparison, pen: Pen) -> list[dic
     varied = {title: column for title, column in scores.items() if np.ptp(column) > 0} if len(labels) else {}
     if not varied:
         return []
-    if task.kind == "binary":
-        return [
-            pen.draw(
-                figures.roc(labels, varied),
-                f"ROC of {task.name}",
-                "The higher above the diagonal, the better the ranking; the area below a curve is its AUC.",
-            ),
-            pen.draw(
-                figures.calibration(labels, varied, "rate"),
-                f"Calibration of {task.name}",
-                "Tenths of the rows by score. On the dashed line a score is the share of positives it promises; "
-                "below it, the score promises too much.",
-            ),
-        ]
-    if task.kind == "regression":
-        return [
-            pen.draw(
-                figures.calibration(labels, varied, "value"),
-                f"Predicted and actual {task.name}",
-                "Tenths of the rows by prediction. On the dashed line predictions are right on average; the longer the "
-                "line, the more the model tells apart.",
-            ),
-            pen.draw(
-                figures.residuals(labels, varied),
-                f"Errors of {task.name}",
-                "How often an error of each size occurs; narrow and centred on zero is good.",
-            ),
-        ]
-    return []
+    if task.labels == "binary":
+        roc = pen.draw(
+            figures.roc(labels, varied),
+            f"ROC of {task.name}",
+            "The higher above the diagonal, the better the ranking; the area below a curve is its AUC.",
+        )
+        if not calibrated:
+            return [roc]
+        calibration = pen.draw(
+            figures.calibration(labels, varied, "rate"),
+            f"Calibration of {task.name}",
+            "Tenths of the rows by score. On the dashed line a score is the share of positives it promises; "
+            "below it, the score promises too much.",
+        )
+        return [roc, calibration]
+    return [
+        pen.draw(
+            figures.calibration(labels, varied, "value"),
+            f"Predicted and actual {task.name}",
+            "Tenths of the rows by prediction. On the dashed line predictions are right on average; the longer the "
+            "line, the more the model tells apart.",
+        ),
+        pen.draw(
+            figures.residuals(labels, varied),
+            f"Errors of {task.name}",
+            "How often an error of each size occurs; narrow and centred on zero is good.",
+        ),
+    ]
 
 
-def curves(log: TrainingLog, tasks: list[TaskEntry], pen: Pen) -> list[dict[str, Any]]:
+def curves(log: TrainingLog, kinds: Sequence[TaskKind], pen: Pen) -> list[dict[str, Any]]:
     """Train losses, and each validation metric with the tasks that have it."""
     found = []
     losses = {key.removeprefix("loss/"): line for key, line in log.series("train", "loss/").items()}
     if losses:
         caption = "Loss per task on the train rows of each log interval. Falling is good; tasks have different floors."
         found.append(pen.draw(figures.learning_curves(losses, "train loss"), "Train loss", caption))
-    names = dict.fromkeys(name for task in tasks for name in metric_names(task.kind))
+    found += _between_tasks(log, pen)
+    names = dict.fromkeys(name for kind in kinds for name in kind.reported)
+    tasks = [kind.task.name for kind in kinds]
     valid = log.series("valid", "")
     for name in names:
-        lines = {task.name: valid[f"{task.name}/{name}"] for task in tasks if f"{task.name}/{name}" in valid}
+        lines = {task: valid[f"{task}/{name}"] for task in tasks if f"{task}/{name}" in valid}
         if lines:
             title = tables.metric_title(name) + (f" of {next(iter(lines))}" if len(lines) == 1 else "")
             caption = "At each evaluation, on the validation rows; where it turns for the worse, overfitting begins."
             found.append(pen.draw(figures.learning_curves(lines, title), f"Validation {title}", caption))
+    return found
+
+
+BETWEEN = {
+    "cosine/": (
+        "Conflict between tasks",
+        "cosine",
+        "Cosine between the gradients of two tasks at the candidate's representation, where all towers begin. Below 0 "
+        "what helps one task hurts the other.",
+    ),
+    "balance/": (
+        "Weights of the balance method",
+        "weight",
+        "What the method multiplies each task with, beside the task's own weight; 1 is the plain sum.",
+    ),
+    "gate/": (
+        "Use of experts",
+        "share",
+        "How much of each expert the gates let through, by `<gate>/<expert>`.",
+    ),
+}
+
+
+def _between_tasks(log: TrainingLog, pen: Pen) -> list[dict[str, Any]]:
+    found = []
+    for prefix, (title, label, caption) in BETWEEN.items():
+        lines = {key.removeprefix(prefix): line for key, line in log.series("train", prefix).items()}
+        if lines:
+            found.append(pen.draw(figures.learning_curves(lines, label), title, caption))
     return found
 
 

@@ -45,6 +45,8 @@ def score(prepared: str, manifest: Manifest, run: Run, splits: list[str]) -> Sco
     counts, item_values, item_weights = _collect(prepared, manifest, run)
     result = Scored({split: counts[split].row_id for split in splits}, {split: {} for split in splits}, {})
     for t, task in enumerate(manifest.tasks):
+        if task.labels == "none":
+            continue
         if task.observed["train"] == 0:
             result.notes[task.name] = "skipped: no observed train label"
             continue
@@ -64,9 +66,9 @@ class _Blend:
     def __init__(
         self, task: TaskEntry, t: int, counts: Counts, item_values: np.ndarray, item_weights: np.ndarray
     ) -> None:
-        classes = task.classes if task.kind == "multiclass" else 1
-        self.kind = task.kind
-        self.base = np.array(task.frequencies if task.kind == "multiclass" else [task.mean])
+        classes = task.classes if task.labels == "class" else 1
+        self.labels = task.labels
+        self.base = np.array(task.frequencies if task.labels == "class" else [task.mean])
         self.user = counts.values[:, t, :classes], counts.weights[:, t, None]
         self.item = item_values[counts.item, t, :classes], item_weights[counts.item, t, None]
 
@@ -76,10 +78,10 @@ class _Blend:
             (values + prior * self.base) / (weights + prior)
             for (values, weights), prior in ((self.user, user_prior), (self.item, item_prior))
         )
-        if self.kind == "multiclass":
+        if self.labels == "class":
             odds = _clip(user) * _clip(item) / _clip(self.base)
             return odds / odds.sum(axis=1, keepdims=True)
-        if self.kind == "binary":
+        if self.labels == "binary":
             logits = _logit(user) + _logit(item) - _logit(self.base)
             return (1 / (1 + np.exp(-logits)))[:, 0]
         return (user + item - self.base)[:, 0]
@@ -98,12 +100,9 @@ def _choose(task: TaskEntry, labels: np.ndarray, blend: _Blend) -> tuple[float, 
     observed = ~np.isnan(labels)
     if not observed.any():
         return PRIOR_WEIGHTS[2], PRIOR_WEIGHTS[2]
-    loss = metrics.METRICS["logloss" if task.kind in ("binary", "multiclass") else "rmse"]
-    labels, nobody = labels[observed].astype(np.float64), np.zeros(int(observed.sum()))
-    losses = {
-        pair: loss(labels, blend.score(*pair)[observed], nobody, task.mean)
-        for pair in product(PRIOR_WEIGHTS, PRIOR_WEIGHTS)
-    }
+    loss = {"binary": metrics.log_loss, "class": metrics.multiclass_log_loss}.get(task.labels, metrics.rmse)
+    labels = labels[observed].astype(np.float64)
+    losses = {pair: loss(labels, blend.score(*pair)[observed]) for pair in product(PRIOR_WEIGHTS, PRIOR_WEIGHTS)}
     return min(losses, key=lambda pair: losses[pair] or 0.0)
 
 

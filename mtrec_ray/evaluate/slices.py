@@ -1,4 +1,5 @@
-"""Slices of the rows of a split: is the user, is the item known from train, how long is the history."""
+"""Slices of the rows of a split: is the user, is the item known from train, how long is the history, which surface,
+which logging policy."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ from mtrec_ray.evaluate.predictions import Rows, positions
 
 HISTORY_EDGES = (1, 5, 20, 100)
 """First length of each band after the empty history, in events that the candidate sees."""
+MOST_VALUES = 8
+"""Slices per column of `Rows.said`: its most frequent values, equally frequent ones by name."""
 
 
 class Slicer:
@@ -32,6 +35,8 @@ class Slicer:
         bands = np.digitize(history, HISTORY_EDGES)
         for band in range(len(HISTORY_EDGES) + 1):
             named[_band_name(band)] = (bands == band) & (history >= 0)
+        for name, texts in rows.said.items():
+            named |= _by_value(name, texts)
         return {name: mask for name, mask in named.items() if mask.any()}
 
     def _history(self, split: str, row_id: np.ndarray) -> np.ndarray:
@@ -45,6 +50,16 @@ class Slicer:
             return np.full(len(row_id), -1)
         places = positions(keys, row_id)
         return np.where(places < 0, -1, lengths[places])
+
+
+def _by_value(name: str, texts: pa.Array) -> dict[str, np.ndarray]:
+    """`policy random` -> bool [N], and so on; `no policy` where the log does not say."""
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(texts).to_pylist()}
+    values = sorted(counts, key=lambda value: (-counts[value], value))[:MOST_VALUES]
+    return {
+        f"{name} {value}" if value else f"no {name}": pc.equal(texts, value).to_numpy(zero_copy_only=False)
+        for value in values
+    }
 
 
 def _is_in(values: pa.Array, known: pa.Array) -> np.ndarray:

@@ -1,10 +1,12 @@
 """The report's tables as plain values: cells with their intervals, the best one marked, verdicts in words."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mtrec_ray.evaluate import metrics
-from mtrec_ray.evaluate.comparison import Entry, metric_names
+from mtrec_ray.evaluate.comparison import Entry
+from mtrec_ray.evaluate.judged import base_name
 
 MODEL = "this model"
 TITLES = {
@@ -24,8 +26,17 @@ METRICS = {
     "rmse": ("RMSE", "root mean squared error, in the label's unit"),
     "mae": ("MAE", "mean absolute error, in the label's unit"),
     "accuracy": ("accuracy", "share of rows whose likeliest class is the true one"),
+    "rank_mae": ("rank error", "classes between the label and the median of the predicted distribution; a mean"),
+    "cvr_auc": ("CVR AUC", "AUC of score / parent's score, on the rows whose parent happened"),
+    "cvr_logloss": ("CVR log loss", "log loss of score / parent's score, on the rows whose parent happened"),
+    "ndcg": ("NDCG", "how near the positives stand to the top of what was shown together; 1 is the best order"),
+    "mrr": ("MRR", "1 / rank of the first positive of what was shown together"),
+    "recall": ("recall", "share of the positives that stand in the head of what was shown together"),
+    "ild": ("ILD", "how unlike the items in the head of a list are, by their categories; 1 is nothing in common"),
+    "novelty": ("novelty", "−log2 of the item's share of the train rows, in bits, a mean over the head of a list"),
+    "coverage": ("coverage", "share of all items shown that stand in the head of some list"),
 }
-"""Title and one line of help; a guest's metric stands under its own name."""
+"""By base name title and one line of help; a guest's metric stands under its own name."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,20 @@ class Verdict:
 
 
 def metric_title(name: str) -> str:
-    return METRICS[name][0] if name in METRICS else name
+    """`NDCG@10` of `ndcg@10`."""
+    base = base_name(name)
+    return METRICS[base][0] + name.removeprefix(base) if base in METRICS else name
+
+
+def metric_help(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Title and one line of help of those that have one, in the order of `METRICS`."""
+    wanted = {base_name(name) for name in names}
+    return [text for base, text in METRICS.items() if base in wanted]
 
 
 def column_title(name: str) -> str:
     """The title with an arrow to where better is, if anywhere."""
-    arrow = {1: " ↑", -1: " ↓"}.get(metrics.DIRECTION.get(name, 0), "")
+    arrow = {1: " ↑", -1: " ↓"}.get(metrics.direction(name), "")
     return metric_title(name) + arrow
 
 
@@ -82,7 +101,7 @@ def verdicts(names: tuple[str, ...], model: Entry) -> list[Verdict]:
     return [
         _verdict(name, differences[name], reference)
         for name in names
-        if name in differences and metrics.DIRECTION.get(name)
+        if name in differences and metrics.direction(name)
     ]
 
 
@@ -92,9 +111,8 @@ def reference_of(model: Entry) -> str | None:
     return next((name for name in (*REFERENCES, *sorted(found)) if name in found), None)
 
 
-def slice_rows(kind: str, model: Entry) -> list[dict[str, Any]]:
-    """Per slice: rows, positives, the model's main metrics, and the verdicts on them."""
-    names = metric_names(kind)[:2]
+def slice_rows(names: tuple[str, ...], model: Entry) -> list[dict[str, Any]]:
+    """Per slice: rows, positives, the model's figures, and the verdicts on them."""
     return [
         {
             "title": title,
@@ -128,12 +146,12 @@ def _interval(interval: Any, signed: bool = False) -> str:
 def _best(name: str, entries: list[Entry]) -> float | None:
     """The best value of a metric that ranks; none to mark where nothing competes."""
     values = [entry[name] for entry in entries if entry[name] is not None]
-    direction = metrics.DIRECTION.get(name, 0)
+    direction = metrics.direction(name)
     return max(values, key=lambda value: direction * value) if direction and len(values) > 1 else None
 
 
 def _verdict(name: str, difference: dict[str, Any], reference: str) -> Verdict:
-    interval, direction = difference["interval"], metrics.DIRECTION[name]
+    interval, direction = difference["interval"], metrics.direction(name)
     tone = "even"
     if interval and (interval[0] > 0 or interval[1] < 0):
         tone = "better" if difference["value"] * direction > 0 else "worse"

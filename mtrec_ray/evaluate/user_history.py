@@ -23,7 +23,7 @@ def label_values(tasks: list[TaskEntry], labels: np.ndarray) -> tuple[np.ndarray
     values = np.zeros((*labels.shape, max(task.classes for task in tasks)))
     for t, task in enumerate(tasks):
         rows = np.flatnonzero(known[:, t])
-        if task.kind == "multiclass":
+        if task.labels == "class":
             values[rows, t, labels[rows, t].astype(np.int64)] = 1
         else:
             values[rows, t, 0] = labels[rows, t]
@@ -51,7 +51,7 @@ class UserHistory:
         first = _first_of_pair(user, item)
         for t, task in enumerate(tasks):
             late = run.data.layout == "behaviours" or run.tasks[task.name].feedback_time is not None
-            if task.kind == "binary" and late:
+            if task.labels == "binary" and late:
                 weights[:, t] = first
         self.times = np.unique(known_after)
         self.keys = self._key(user, np.searchsorted(self.times, known_after))

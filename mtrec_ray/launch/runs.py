@@ -14,7 +14,7 @@ from mtrec_ray.launch.jobs import absolute
 CONFIG, SUMMARY, REPORT = "config.yaml", "training.json", "report.html"
 RAY_FOLDER = ".ray"
 """Below the run folder: Ray Train's own files with the latest checkpoint, until the run is finished."""
-_MAY_CHANGE = ("name", "cluster", "evaluate", "plugins")
+_MAY_CHANGE = ("name", "cluster", "evaluate", "plugins", "compare")
 """Parts of the config with which a started run may go on."""
 
 
@@ -59,9 +59,13 @@ class RunFolder:
                 f"{self.path} holds a finished run. Choose another name (--set name=...), or replace it (--overwrite)."
             )
         if self.has(CONFIG):
-            _check_same(self.path, self.config(), run)
+            self.check_same(run)
         self._filesystem.create_dir(self._root, recursive=True)
         self.write(CONFIG, dump(run))
+
+    def check_same(self, run: Run) -> None:
+        """Raises `ConfigError` if the run that is there was started with another config."""
+        _check_same(self.path, self.config(), run)
 
     def config(self) -> Run:
         """The run's resolved config. Raises `DataError` if the folder is not a run's."""
@@ -72,7 +76,8 @@ class RunFolder:
         return parse(self.read(CONFIG), source=f"{self.path}/{CONFIG}")
 
     def summary(self) -> dict[str, Any]:
-        """What training left: `prepared`, `steps`, `best_step`, `best_metric`, `throughput`. Raises `DataError`."""
+        """What training left: `prepared`, `steps`, `best_step`, `best_metric`, `throughput`, `peak_memory_mib`,
+        `trained_parameters`. Raises `DataError`."""
         if not self.has(SUMMARY):
             raise DataError(f"{self.path} holds no finished training; `mtrec train` with its config goes on with it.")
         found: dict[str, Any] = json.loads(self.read(SUMMARY))
@@ -88,7 +93,7 @@ def _check_same(path: str, before: Run, now: Run) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{path} holds an unfinished run with another config ({'; '.join(changed[:5])}). Go on with its "
+            f"{path} holds a run with another config ({'; '.join(changed[:5])}). Go on with its "
             "config, choose another name (--set name=...), or replace it (--overwrite)."
         )
 

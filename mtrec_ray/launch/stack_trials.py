@@ -8,24 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Augment, Run
 from mtrec_ray.data.streaming.chunks import RayChunks, open_order
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import OrderSettings
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.shared import SharedSteps
 from mtrec_ray.data.streaming.stream import StepStream
+from mtrec_ray.evaluate.facts import facts_of
 from mtrec_ray.launch.ingest import order_settings
 from mtrec_ray.launch.jobs import use_threads
 from mtrec_ray.launch.trial import Trial, TrialReport, accelerators, latest
 from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.registry import import_plugins
 from mtrec_ray.train import checkpoint
+from mtrec_ray.train.augmentation import open_augmenter
 from mtrec_ray.train.building import BackboneBuilder, reads_causally
-from mtrec_ray.train.evaluation import users_of
 from mtrec_ray.train.stack import Report, Stack
 from mtrec_ray.train.worker import TrainingData
 
@@ -63,7 +65,8 @@ class StackTrials:
         """`run`: what all trials have in common. `expected`: how many are about to start."""
         self._run, self._prepared = run, prepared
         self._stack: Stack | None = None
-        self._streams: dict[OrderSettings, SharedSteps] = {}
+        self._streams: WeakValueDictionary[tuple[OrderSettings, str], SharedSteps] = WeakValueDictionary()
+        """Of the trials that are here; a stream ends with the last of them"""
         self._slots: dict[str, _Slot] = {}
         self._lock = threading.Lock()
         self._numbers = 0
@@ -172,16 +175,20 @@ class StackTrials:
             self._gathered = None
 
     def _data(self, run: Run) -> TrainingData:
-        train, valid = (self._stream(order_settings(run, split, 1)) for split in ("train", "valid"))
-        return TrainingData(train, valid, users_of(valid.order.shards))
+        train = self._stream(order_settings(run, "train", 1), run)
+        valid = self._stream(order_settings(run, "valid", 1), run.model_copy(update={"augment": Augment()}))
+        return TrainingData(train, valid, facts_of(valid.order.shards))
 
-    def _stream(self, settings: OrderSettings) -> SharedSteps:
-        """The stream of an order, one for all trials that have it."""
+    def _stream(self, settings: OrderSettings, run: Run) -> SharedSteps:
+        """The stream of an order, one for all trials that have it and change its requests alike."""
+        key = (settings, run.augment.model_dump_json())
         with self._lock:
-            if settings not in self._streams:
+            shared = self._streams.get(key)
+            if shared is None:
                 assert self._stack is not None
                 collator = Collator(self._stack.manifest, reads_causally(self._run))
                 chunks = RayChunks(self._prepared, settings, 0)
-                stream = StepStream(open_order(self._prepared, settings), 0, collator, chunks)
-                self._streams[settings] = SharedSteps(stream)
-            return self._streams[settings]
+                augmenter = open_augmenter(run, self._prepared, self._stack.manifest)
+                stream = StepStream(open_order(self._prepared, settings), 0, collator, chunks, augmenter)
+                shared = self._streams[key] = SharedSteps(stream)
+            return shared

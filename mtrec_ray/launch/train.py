@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.streaming.augment.item_text import publish_texts
+from mtrec_ray.engine.optimizer import ignored
 from mtrec_ray.evaluate.evaluate import evaluate_run
 from mtrec_ray.launch.ingest import OrderedIngest, ordered_splits
 from mtrec_ray.launch.jobs import WorkerFunction, absolute, located, run_workers
@@ -12,8 +14,11 @@ from mtrec_ray.launch.relay import Relay, relayed
 from mtrec_ray.launch.runs import RAY_FOLDER, SUMMARY, RunFolder
 from mtrec_ray.launch.session import check_resources, ray_session
 from mtrec_ray.launch.worker import train_worker
+from mtrec_ray.progress import say
 from mtrec_ray.train import pretrained
+from mtrec_ray.train.checks import check_data, check_parts
 from mtrec_ray.train.evaluation import chosen_metric
+from mtrec_ray.train.guards import chosen_guards
 
 SIDE_FEATURES = "side_features"
 """The baseline that is a training of its own, in a folder of that name below the run's."""
@@ -27,13 +32,18 @@ def train(run: Run, overwrite: bool = False) -> str:
     """
     from mtrec_ray.data.prepare import prepare
 
+    check_parts(run)
     run, folder = located(run), RunFolder.of(run)
     with ray_session(run.cluster):
         check_resources(run.cluster)
         folder.open(run, overwrite)
         data = prepare(run)
         prepared = absolute(data.path)
-        chosen_metric(run, data.manifest)  # a wrong one is refused before anything is pretrained
+        chosen_metric(run, data.manifest)  # wrong ones are refused before anything is pretrained
+        chosen_guards(run, data.manifest)
+        check_data(run, data.manifest)
+        for text in ignored(run):
+            say(text)
         train_prepared(run, prepared, folder)
         evaluate_run(folder.path, prepared, run)
     return folder.path
@@ -41,6 +51,7 @@ def train(run: Run, overwrite: bool = False) -> str:
 
 def train_prepared(run: Run, prepared: str, folder: RunFolder) -> None:
     """From a prepared folder to predictions in the run folder, those of the baseline `side_features` included."""
+    publish_texts(run, prepared)
     pretrain_if_needed(run, prepared)
     _train_one(run, prepared, folder, title="")
     if SIDE_FEATURES in run.evaluate.baselines and run.backbone.name != pretrained.NONE:

@@ -17,6 +17,7 @@ from ray.tune.stopper import Stopper
 from mtrec_ray.config import Run
 from mtrec_ray.config_file import dump
 from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.streaming.augment.item_text import publish_texts
 from mtrec_ray.data.streaming.chunks import open_order
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.launch.distributed_trials import DistributedRunner
@@ -42,6 +43,7 @@ from mtrec_ray.search.space import Space
 from mtrec_ray.search.stackable import Mode, choose_mode
 from mtrec_ray.search.suggest import TRIAL, TrialSearcher, count_trials, make_searcher, population
 from mtrec_ray.search.wording import title
+from mtrec_ray.train.checks import check_data, check_parts
 from mtrec_ray.train.schedule import evaluation_interval, planned_steps
 
 BEST = "best.yaml"
@@ -60,17 +62,23 @@ def tune(run: Run, resume: bool = False, overwrite: bool = False, config_path: s
     """
     from mtrec_ray.data.prepare import prepare
 
+    check_parts(run)
     run, folder = located(run), RunFolder.of(run)
     space = Space.parse(run)
+    for _, probe in space.probes(run):
+        check_parts(probe)
     check_selection(run.tune)
     mode = choose_mode(run, space)
     with ray_session(run.cluster):
         check_resources(run.cluster)
         _open(folder, run, resume, overwrite)
         data = prepare(run)
+        for probe in (run, *(probe for _, probe in space.probes(run))):
+            check_data(probe, data.manifest)
         objectives = objectives_of.parse(run, data.manifest)
         check_comparable(objectives, run, space)
         prepared = absolute(data.path)
+        publish_texts(run, prepared)
         pretrain_if_needed(run, prepared)
         search = _Search(run, folder, space, objectives, mode, prepared, data.manifest)
         search.carry_out()

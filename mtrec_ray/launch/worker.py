@@ -9,19 +9,24 @@ import pyarrow as pa
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.chunks import open_order
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import Order
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.stream import Step, StepStream
 from mtrec_ray.engine.base import Engine
+from mtrec_ray.evaluate.facts import facts_of
 from mtrec_ray.launch.jobs import use_threads
 from mtrec_ray.launch.relay import Relay
 from mtrec_ray.registry import import_plugins
+from mtrec_ray.tasks.kinds import build_kinds
 from mtrec_ray.train import checkpoint
+from mtrec_ray.train.augmentation import open_augmenter
 from mtrec_ray.train.building import BackboneBuilder, open_engine, reads_causally
 from mtrec_ray.train.context import RayContext
-from mtrec_ray.train.evaluation import score, users_of
+from mtrec_ray.train.evaluation import score
+from mtrec_ray.train.footprint import peak_memory_mib, trained_parameters
 from mtrec_ray.train.scoring import predictions_table, write_predictions
 from mtrec_ray.train.worker import TrainingData, fit
 
@@ -35,6 +40,7 @@ def train_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
     shown = replace(data, train=worker.shown(data.train, "train"))
     fitted = fit(run, worker.manifest, shown, worker.context, worker.build_backbone)
     worker.predict(fitted.engine)
+    parameters = trained_parameters(fitted.engine.model)
     fitted.engine.close()
     return {
         "prepared": prepared,
@@ -42,6 +48,8 @@ def train_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
         "best_step": fitted.best_step,
         "best_metric": fitted.best_metric,
         "throughput": fitted.throughput,
+        "peak_memory_mib": peak_memory_mib(worker.context.device),
+        "trained_parameters": parameters,
     }
 
 
@@ -76,16 +84,17 @@ class Worker:
         self.build_backbone = BackboneBuilder(run, prepared, self.manifest)
         self.collator = Collator(self.manifest, reads_causally(run))
 
-    def stream(self, split: str) -> StepStream:
+    def stream(self, split: str, augmenter: Augmenter | None = None) -> StepStream:
         import ray.train
 
         source: Any = ray.train.get_dataset_shard(split)
         order = open_order(self.prepared, source.settings)
-        return StepStream(order, self.context.world_rank, self.collator, source)
+        return StepStream(order, self.context.world_rank, self.collator, source, augmenter)
 
     def training_data(self) -> TrainingData:
         valid = self.stream("valid")
-        return TrainingData(self.stream("train"), valid, users_of(valid.order.shards))
+        train = self.stream("train", open_augmenter(self.run, self.prepared, self.manifest))
+        return TrainingData(train, valid, facts_of(valid.order.shards))
 
     def shown(self, stream: Any, what: str) -> Any:
         return _Shown(stream, self.relay, f"{self.title}{what}") if self.leads else stream
@@ -98,7 +107,7 @@ class Worker:
             if not stream.order.steps_per_epoch:
                 continue  # the split's boundaries may leave it empty
             steps = self.shown(stream, f"score {split}").steps(0, stream.order.steps_per_epoch)
-            scores = score(engine, steps, self.manifest.tasks)
+            scores = score(engine, steps, build_kinds(self.manifest, self.run.tasks))
             if scores is not None:
                 tables[split] = predictions_table(stream.order.shards, scores, self.manifest.tasks)
         if self.leads:

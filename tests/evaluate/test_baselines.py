@@ -5,6 +5,7 @@ import pytest
 
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate import baselines, candidates, gbdt, metrics, predictions, running_rates, user_history
+from mtrec_ray.evaluate.judged import Judged
 from tests.evaluate.world import DAY, TASKS, make_world, write_prepared
 
 
@@ -101,7 +102,8 @@ def test_learned_baselines_beat_the_constant_on_every_task(prepared, run, world,
         values = []
         for scored in (constant, learned):
             labels, scores = score_of(scored, task, world)
-            values.append(metrics.measure([metric], labels, scores, np.zeros(len(labels)), 0.5)[metric])
+            rows = Judged(labels, scores, np.zeros(len(labels)), 0.5, np.arange(len(labels)))
+            values.append(metrics.measure([metric], rows)[metric])
         assert values[1] < 0.95 * values[0]
     assert metrics.auc(*score_of(learned, "like", world)) > 0.65
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from mtrec_ray.errors import ConfigError, DataError
-from mtrec_ray.evaluate import metrics
+from mtrec_ray.evaluate import metrics, tables
+from mtrec_ray.evaluate.judged import Judged
+from mtrec_ray.tasks.kinds import KINDS
 
 # Few distinct scores, so that ties are the rule.
 rows = st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=40)
@@ -129,21 +131,27 @@ def test_saturated_scores_have_a_finite_loss():
     assert metrics.multiclass_log_loss(np.array([1.0]), np.array([[1.0, 0.0]])) < 17
 
 
+def measured(names, labels, scores, users=None):
+    """What `measure` finds of rows that were shown one by one, by default each to another user."""
+    places = np.arange(len(labels))
+    return metrics.measure(names, Judged(np.array(labels), scores, places if users is None else users, 0.5, places))
+
+
 def test_measure_leaves_out_unobserved_labels():
-    labels = np.array([1.0, np.nan, 0.0, 0.0, 1.0])
     scores = np.array([0.9, np.nan, 0.2, 0.6, 0.5])
-    found = metrics.measure(["auc", "gauc"], labels, scores, np.array([1, 1, 1, 2, 2]), 0.5)
+    found = measured(["auc", "gauc"], [1.0, np.nan, 0.0, 0.0, 1.0], scores, np.array([1, 1, 1, 2, 2]))
     assert found == {"n": 4, "users": 2, "auc": 0.75, "gauc": 0.5, "gauc_covered": 1.0, "undefined": {}}
 
 
 NO_ROWS = "no observed rows"
+BINARY = KINDS["binary"].reported
 
 
 @pytest.mark.parametrize(
     ("labels", "reasons"),
     [
-        ([], dict.fromkeys(metrics.BY_KIND["binary"], NO_ROWS)),
-        ([np.nan], dict.fromkeys(metrics.BY_KIND["binary"], NO_ROWS)),
+        ([], dict.fromkeys(BINARY, NO_ROWS)),
+        ([np.nan], dict.fromkeys(BINARY, NO_ROWS)),
         ([1.0, 1.0], {"auc": "labels of one class only", "gauc": "no user with labels of both classes"}),
         (
             [0.0, 0.0],
@@ -156,42 +164,49 @@ NO_ROWS = "no observed rows"
     ],
 )
 def test_an_undefined_metric_is_none_with_its_reason(labels, reasons):
-    labels = np.array(labels)
-    scores, users = np.full(len(labels), 0.5), np.arange(len(labels))
-    found = metrics.measure(metrics.BY_KIND["binary"], labels, scores, users, 0.5)
+    found = measured(BINARY, labels, np.full(len(labels), 0.5))
     assert found["undefined"] == reasons
-    assert {name for name in metrics.BY_KIND["binary"] if found[name] is None} == set(reasons)
+    assert {name for name in BINARY if found[name] is None} == set(reasons)
     json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize("kind", ["regression", "multiclass"])
-def test_no_rows_of_the_other_kinds(kind):
-    scores = np.empty((0, 3)) if kind == "multiclass" else np.empty(0)
-    found = metrics.measure(metrics.BY_KIND[kind], np.empty(0), scores, np.empty(0), 0.0)
+@pytest.mark.parametrize("kind", KINDS.names())
+def test_no_rows(kind):
+    names = KINDS[kind].reported
+    found = measured(names, [], np.empty((0, 3)) if KINDS[kind].labels == "class" else np.empty(0))
     assert found["n"] == 0
-    assert found["undefined"] == dict.fromkeys(metrics.BY_KIND[kind], NO_ROWS)
+    assert found["undefined"].keys() == set(names)
+    assert next(iter(found["undefined"].values())) == NO_ROWS
     json.dumps(found, allow_nan=False)
 
 
 def test_log_loss_knows_multiclass_scores_by_their_shape():
-    labels, scores = np.array([1.0, 0.0]), np.array([[0.2, 0.8], [0.5, 0.5]])
-    found = metrics.measure(["logloss"], labels, scores, np.arange(2), 0.5)
+    found = measured(["logloss"], [1.0, 0.0], np.array([[0.2, 0.8], [0.5, 0.5]]))
     assert found["logloss"] == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
 
 
 def test_scores_of_a_diverged_model_are_refused():
     with pytest.raises(DataError, match="1 of 2 scores are not finite"):
-        metrics.measure(["auc"], np.array([1.0, 0.0]), np.array([0.5, np.inf]), np.arange(2), 0.5)
+        measured(["auc"], [1.0, 0.0], np.array([0.5, np.inf]))
 
 
 def test_an_unknown_metric_names_the_known_ones():
     with pytest.raises(ConfigError, match="Did you mean 'logloss'"):
-        metrics.measure(["loglos"], np.ones(1), np.ones(1), np.ones(1), 0.5)
+        measured(["loglos"], [1.0], np.ones(1))
 
 
-def test_kinds_and_registered_metrics_agree():
-    from mtrec_ray.tasks import KINDS
+@pytest.mark.parametrize("kind", KINDS.names())
+def test_kinds_and_registered_metrics_agree(kind):
+    kind = KINDS[kind]
+    assert set(kind.metrics) <= set(kind.reported)
+    assert all(name in metrics.METRICS for name in kind.reported)
+    assert {name: metrics.direction(name) for name in kind.metrics} == kind.metrics
+    assert next(iter(kind.metrics)) == kind.reported[0]
 
-    for kind, names in metrics.BY_KIND.items():
-        assert set(KINDS[kind].metrics) <= set(names) <= set(metrics.METRICS.names())
-        assert KINDS[kind].metrics.items() <= metrics.DIRECTION.items()
+
+def test_every_metric_has_a_title():
+    names = {metrics.base_name(name) for name in metrics.METRICS.names()}
+    assert names - {"spread_of_scores"} <= tables.METRICS.keys()
+    assert tables.metric_title("ndcg@5") == "NDCG@5"
+    assert tables.column_title("ndcg@5") == "NDCG@5 ↑"
+    assert [title for title, _ in tables.metric_help(["ndcg@5", "auc", "ndcg@3"])] == ["AUC", "NDCG"]

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtrec_ray.data.manifest import CategoryEntry, Manifest, NumberEntry, ShardEntry, TaskEntry
+from mtrec_ray.evaluate.facts import shown_together
+from mtrec_ray.tasks.labels import labels_of
 from tests.fixtures import manifest_of, write_shard
 
 TASKS = ("like", "rating", "mood")
@@ -122,6 +124,7 @@ def make_manifest(world: World, shards: dict[str, list[ShardEntry]]) -> Manifest
             TaskEntry(
                 name=name,
                 kind=kinds[name],
+                labels=labels_of(kinds[name]),
                 classes=MOODS if name == "mood" else 1,
                 observed={split: int((~np.isnan(column)).sum()) for split, column in by_split.items()},
                 positives={split: int((column > 0).sum()) for split, column in by_split.items()},
@@ -161,6 +164,7 @@ def write_predictions(path: Path, world: World, seed: int = 1) -> None:
     table = {
         "split": world.split[rows],
         "row_id": rows,
+        "shown": shown_together(world.user, world.time, np.arange(len(world.user)))[rows],
         "user": [f"u{u}" for u in world.user[rows]],
         "item": [f"i{i}" for i in world.item[rows]],
         "time": world.time[rows],

@@ -27,8 +27,8 @@ def seen(folder: Path, when: str) -> dict[int, str]:
 
 
 class Watched(worker._Fitting):
-    def resume(self) -> None:
-        super().resume()
+    def resume(self, *arguments: Any) -> None:
+        super().resume(*arguments)
         if self.step:
             self.leave(STARTED)
 
