@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
+from mtrec_ray.config import Adapter
+from mtrec_ray.model.adapters import add_adapter
 from mtrec_ray.model.backbone import Backbone, Mode
 from mtrec_ray.model.layout import RequestLayout
-from mtrec_ray.model.lora import add_lora
 from mtrec_ray.model.nano import build_nano
 
 VOCABULARY = 2048
@@ -60,7 +61,7 @@ def main() -> None:
 
 def _backbone(mode: Mode) -> Backbone:
     backbone = Backbone(build_nano(VOCABULARY, width=256, layers=6, heads=8), mode=mode)
-    add_lora(backbone.model, rank=8, alpha=16.0)
+    add_adapter(backbone, Adapter(rank=8, alpha=16.0), seed=0)
     return backbone.train()
 
 

@@ -31,7 +31,7 @@ from mtrec_ray.config import Run
 from mtrec_ray.model.dropout import DropoutKey
 from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.model.recommender import Recommender
-from mtrec_ray.multitask.losses import Objective, label_counts
+from mtrec_ray.multitask.losses import make_objective
 from mtrec_ray.train.meters import Meter, MetricsLog
 
 TARGET = 0.9
@@ -142,7 +142,7 @@ class BareLoop:
     def __init__(self, run: Run, manifest: Any, backbone: Any) -> None:
         choose_mode(backbone, run.backbone.packing)
         self.model = Recommender(backbone, manifest, run).train()
-        self.objective = Objective(manifest.tasks, {name: task.weight for name, task in run.tasks.items()})
+        self.objective = make_objective(run, manifest)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad])
         self.seed = run.seed
         self.done = 0
@@ -150,13 +150,13 @@ class BareLoop:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def step(self, batches: list[Any]) -> None:
-        scales = self.objective.scales(sum(label_counts(batch.labels) for batch in batches))
+        scales = self.objective.scales(torch.stack([self.objective.counts(batch) for batch in batches]).sum(0))
         loss = torch.zeros(())
         for batch in batches:
             start = time.thread_time()
             logits = self.model(batch, DropoutKey(self.seed, self.done))
             middle = time.thread_time()
-            part = self.objective.loss(self.objective.loss_sums(logits, batch.labels), scales)
+            part = self.objective.loss(self.objective.loss_sums(logits, batch), scales)
             part.backward()
             loss += part.detach()
             self.seconds["forward"] += middle - start

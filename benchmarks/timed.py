@@ -24,6 +24,7 @@ from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.stream import StepStream
+from mtrec_ray.evaluate.facts import facts_of
 from mtrec_ray.launch import distributed_trials
 from mtrec_ray.launch.ingest import order_settings
 from mtrec_ray.model.backbone import Backbone
@@ -34,7 +35,6 @@ from mtrec_ray.search.space import Space
 from mtrec_ray.train import stack
 from mtrec_ray.train.building import BackboneBuilder, adapt, reads_causally
 from mtrec_ray.train.context import LocalContext
-from mtrec_ray.train.evaluation import users_of
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
 
 TIMES = "times.json"
@@ -149,7 +149,7 @@ def _local_data(run: Run, prepared: str, manifest: Manifest) -> TrainingData:
         return StepStream(open_order(prepared, settings), 0, Collator(manifest, reads_causally(run)), source)
 
     valid = stream("valid")
-    return TrainingData(stream("train"), valid, users_of(valid.order.shards))
+    return TrainingData(stream("train"), valid, facts_of(valid.order.shards))
 
 
 for _module in (stack, distributed_trials):

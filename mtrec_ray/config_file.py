@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import RESOLVED, Run
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.registry import suggest
 
@@ -87,14 +87,16 @@ def override(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def validate(tree: Mapping[str, Any], source: str = "config") -> Run:
+def validate(tree: Mapping[str, Any], source: str = "config", resolved: bool = False) -> Run:
     """The typed config of a nested dictionary.
+
+    `resolved`: it is a checked config with values of a search in it, where some may be idle; a user's own is refused.
 
     Raises:
         ConfigError: with one line per mistake.
     """
     try:
-        return Run.model_validate(tree)
+        return Run.model_validate(tree, context={RESOLVED} if resolved else None)
     except ValidationError as error:
         lines = [_explain(mistake) for mistake in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None

@@ -4,7 +4,8 @@
     |- ConfigError       a config key, value or combination of values
     |- DataError         a log, table, shard or prepared folder
     |- BackboneError     a backbone that cannot be loaded, or cannot be run as asked
-    '- ClusterError      workers that were lost more often than the job may start again
+    |- ClusterError      workers that were lost more often than the job may start again
+    '- DivergedError     a training whose loss is no number any more
 
 A message names the file, row or dotted config path, what was found, what was expected, and the remedy.
 Anything else that is raised is a defect of ours and keeps its traceback.
@@ -29,3 +30,7 @@ class BackboneError(UserError):
 
 class ClusterError(UserError):
     """Machines or processes that were lost under a job, more often than it may start again."""
+
+
+class DivergedError(UserError):
+    """A training whose loss is not finite."""

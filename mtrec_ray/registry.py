@@ -41,7 +41,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._parts:
-            raise ConfigError(f"Unknown {self.what} '{name}'.{suggest(name, self._parts)}")
+            raise ConfigError(f"Unknown {self.what} '{name}'.{suggest(name, self.names())}")
         return self._parts[name]
 
     def __contains__(self, name: str) -> bool:

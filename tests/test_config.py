@@ -42,6 +42,9 @@ def test_a_column_name_is_a_short_form():
     [
         ({}, "exactly one of `label`"),
         ({"label": "a", "event": "A"}, "exactly one of `label`"),
+        ({"kind": "diversity", "label": "a"}, "kind 'diversity' is an objective over what is shown.*remove `label`"),
+        ({"kind": "novelty", "feedback_delay": 0}, "remove `feedback_delay`"),
+        ({"kind": "of_a_plugin", "observed": "seen"}, "exactly one of `label`"),
         ({"label": "a", "feedback_time": "t", "feedback_delay": "1h"}, "exclude each other"),
         ({"label": "a", "classes": 3}, "multiclass"),
         ({"label": "a", "kind": "multiclass"}, "multiclass"),
@@ -51,6 +54,16 @@ def test_a_column_name_is_a_short_form():
 def test_a_task_that_contradicts_itself_is_refused(task, message):
     with pytest.raises(ValidationError, match=message):
         Task(**task)
+
+
+@pytest.mark.parametrize("kind", ["diversity", "novelty", "of_a_plugin"])
+@pytest.mark.parametrize("layout", ["impressions", "behaviours"])
+def test_an_objective_over_what_is_shown_has_no_label(kind, layout):
+    data = {"logs": "x", "layout": layout, "columns": {**COLUMNS, "event": "e"}, "candidate_event": "VIEW"}
+    task = Run(name="run", data=data, tasks={"task": {"kind": kind}}).tasks["task"]
+    assert not task.labelled
+    assert Task(label="a").labelled
+    assert Task(event="A").labelled
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "mtrec_ray"
 LAYERS = [
     {"errors", "progress"},
-    {"registry"},
+    {"registry", "labels"},
     {"config"},
+    {"params"},
     {"config_file", "tasks"},
     {"data", "model", "multitask"},
     {"engine"},
     {"evaluate"},
     {"train"},
-    {"search"},
+    {"search", "compare"},
     {"launch"},
     {"cli", "__main__"},
 ]

@@ -18,7 +18,7 @@ def applied(run: Run, values: Mapping[str, Any], where: str = "tune.space") -> R
     for path, value in values.items():
         override(tree, path, value)
     try:
-        return validate(tree, where)
+        return validate(tree, where, resolved=True)
     except ConfigError as error:
         raise ConfigError(str(error).splitlines()[0] + " Give values that the config takes.") from None
 

@@ -1,7 +1,8 @@
 """What a search makes better: metrics of the validation split, as a trial reports them.
 
 A trial counts with its best report by the first objective, since that is where its weights are kept, not with its
-last; the other objectives are those of the same report, so that all belong to one model.
+last; with `train.guards`, with the last report of which the weights were kept. The other objectives are those of the
+same report, so that all belong to one model.
 """
 
 import math
@@ -13,12 +14,15 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.search.space import Space
-from mtrec_ray.tasks import KINDS
+from mtrec_ray.tasks.kinds import KINDS
 from mtrec_ray.train.evaluation import ChosenMetric
+from mtrec_ray.train.guards import chosen_guards
 
 AUTO = "auto"
 METRIC = "metric"
 """Where a report has the value of `train.metric`, signed so that higher is better."""
+KEPT = "kept"
+"""Where a report of a run with guards says whether its weights were kept as the best so far."""
 Report = Mapping[str, Any]
 
 
@@ -50,8 +54,10 @@ def parse(run: Run, manifest: Manifest) -> list[Objective]:
     """The objectives of `run.tune.objectives`, the first of which steers.
 
     Raises:
-        ConfigError: a metric that no task has, one named twice, or one that has no value on the validation split.
+        ConfigError: a metric that no task has, one named twice, or one that has no value on the validation split; the
+            same for the metrics of `train.guards`, which hold in every trial.
     """
+    chosen_guards(run, manifest)
     signs = {f"{t.name}/{metric}": sign for t in manifest.tasks for metric, sign in KINDS[t.kind].metrics.items()}
     names = [AUTO if name == run.train.metric else name for name in run.tune.objectives]
     for name, written in zip(names, run.tune.objectives, strict=True):
@@ -67,7 +73,7 @@ def parse(run: Run, manifest: Manifest) -> list[Objective]:
     return [Objective(name, signs.get(name, 1)) for name in names]
 
 
-def _check_defined(name: str, run: Run, manifest: Manifest) -> None:
+def _check_defined(name: str | list[str] | dict[str, float], run: Run, manifest: Manifest) -> None:
     metric = ChosenMetric(name, manifest.tasks, {task: part.weight for task, part in run.tasks.items()})
     try:
         metric.check()
@@ -97,8 +103,11 @@ def _weighted(run: Run) -> set[str]:
 
 
 def best_report(objectives: Sequence[Objective], reports: Iterable[Report]) -> Report | None:
-    """The first report with the best first objective, of those that have all objectives; None if none has."""
+    """Of the reports that have all objectives, the first with the best first objective, or with guards the last whose
+    weights were kept; None if there is none."""
     known = [report for report in reports if told(objectives, report) is not None]
+    if any(KEPT in report for report in known):
+        return next((report for report in reversed(known) if report.get(KEPT)), None)
     return max(known, key=lambda report: objectives[0].value(report) or 0.0, default=None)
 
 

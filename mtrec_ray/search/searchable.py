@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import ADAPTER_FIELDS, Run
 from mtrec_ray.data.preparing.fingerprint import settings
+from mtrec_ray.engine.optimizer import idle_settings
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.train.pretrained import NANO, NONE, backbone_folder
 
@@ -25,11 +26,15 @@ FIXED = {
     "plugins": "they are imported once",
     "data": LOGS,
     "split": LOGS,
+    "augment.item_text": "its texts are read once, before the first trial",
+    "position.reference": "it says where candidates are scored, not what is learned",
     "pretrain": "the backbone is pretrained once, before the first trial",
     "evaluate": "it is used after the search",
     "cluster": "it says what the search may use",
     "tune": "it is the search itself",
+    "compare": "it is for `mtrec compare`",
     "train.metric": RULER,
+    "train.guards": "they say which evaluation of a trial counts, in all trials alike",
     "train.evaluations_per_epoch": LENGTH,
     "train.micro_tokens": SPEED,
     "train.log_every": "it changes nothing that is learned",
@@ -43,7 +48,7 @@ FIXED = {
 LENGTHS = ("train.epochs", "train.max_steps")
 SEARCHED = (
     "train.learning_rate.*, train.weight_decay.*, train.batch_requests and the like; tasks.<name>.weight; adapter.*; "
-    "towers.*; features.*_dim, features.hidden and dropout; engine.optimizer"
+    "towers.*; features.*_dim, features.hidden and dropout; augment.*; position.*; engine.optimizer"
 )
 
 
@@ -111,19 +116,46 @@ def idle(path: str, runs: Iterable[Run]) -> str | None:
 
 
 def _idle(path: str, run: Run) -> str | None:
+    if path in (rates := idle_settings(run)):
+        return rates[path]
     part, _, field = path.partition(".")
     of_adapters = part == "adapter" or path in ("train.learning_rate.adapters", "train.weight_decay.adapters")
     if run.backbone.name == NONE and (of_adapters or (part == "backbone" and field != "name")):
         return "backbone.name is none"
-    if part == "adapter" and field != "kind" and run.adapter.kind != "lora":
+    if part == "adapter" and field != "kind" and field not in ADAPTER_FIELDS[run.adapter.kind]:
         return f"adapter.kind is {run.adapter.kind}"
     if of_adapters and part == "train" and run.adapter.kind == "frozen":
         return "adapter.kind is frozen"
     if path == "features.id_dropout" and not (run.features.user_dim or run.features.item_dim):
         return "features.user_dim and features.item_dim are 0"
+    if part == "position" and (reason := _idle_position(field, run)):
+        return reason
+    if part == "augment" and (reason := _idle_augmentation(field, run)):
+        return reason
     if (
         path in ("backbone.width", "backbone.layers", "backbone.heads", "backbone.vocab_size")
         and run.backbone.name != NANO
     ):
         return f"backbone.name is {run.backbone.name}"
+    return None
+
+
+def _idle_position(field: str, run: Run) -> str | None:
+    method, weighted = run.position.method, run.position.inverse_propensity
+    if field == "dropout" and method == "none":
+        return f"position.method is {method}"
+    if field == "clip" and not weighted:
+        return "position.inverse_propensity is false"
+    if field == "tasks" and method in ("none", "feature") and not weighted:
+        return f"position.method is {method} and position.inverse_propensity is false"
+    return None
+
+
+def _idle_augmentation(field: str, run: Run) -> str | None:
+    if run.backbone.name == NONE and field in ("token_noise", "history_reorder"):
+        return "backbone.name is none"
+    if field.startswith("history_") and not run.history.max_events:
+        return "history.max_events is 0"
+    if field.startswith("history_") and run.backbone.name == NONE and not run.features.history_dim:
+        return "backbone.name is none and features.history_dim is 0, so that nothing reads the history"
     return None

@@ -5,6 +5,7 @@ from typing import Literal
 
 from mtrec_ray.config import Run
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.multitask.balancing import METHODS
 from mtrec_ray.search.space import Space
 from mtrec_ray.train.pretrained import NONE
 
@@ -47,11 +48,29 @@ def _obstacle(run: Run, space: Space) -> str | None:
         return f"engine.offload is {run.engine.offload}"
     if run.backbone.packing == "off" and run.backbone.name != NONE:
         return "backbone.packing is off"
-    if any(one.adapter.kind == "full" for one in runs):
+    unstacked = next((one.adapter.kind for one in runs if one.adapter.kind not in ("lora", "frozen")), None)
+    if unstacked == "full":
         return "adapter.kind full trains the backbone's own weights"
+    if unstacked is not None:
+        return f"adapter.kind {unstacked} is not computed for several trials in one row, as lora and frozen are"
+    for one in runs:
+        obstacle = _step_obstacle(one)
+        if obstacle is not None:
+            return obstacle
     moved = [f"{part}.{key}" for part in ("backbone", "engine") for key in _moved(runs, part)]
     if moved:
         return f"{moved[0]} is searched, and it belongs to all trials of a stack"
+    return None
+
+
+def _step_obstacle(run: Run) -> str | None:
+    """A stack computes one forward pass for each backward pass."""
+    if run.balance.scope == "step" and METHODS[run.balance.method].reads != "nothing":
+        return "balance.scope is step, which looks at each batch twice"
+    if METHODS[run.balance.method].learns == "losses_again":
+        return f"balance.method is {run.balance.method}, which looks at each batch twice"
+    if run.strategy.stages:
+        return "strategy.stages change what is trained, and with it a trial's place in the stack"
     return None
 
 

@@ -8,6 +8,7 @@ from mtrec_ray.config import Run
 from mtrec_ray.config_file import validate
 from mtrec_ray.data.manifest import Manifest, TaskEntry
 from mtrec_ray.search.entries import Values
+from mtrec_ray.tasks.labels import labels_of
 from tests.fixtures import manifest_of
 
 LR = "train.learning_rate.towers"
@@ -41,7 +42,15 @@ def planted(values: Values) -> float:
 def manifest_with(*tasks: tuple[str, str], positives: int = 5) -> Manifest:
     """A manifest of tasks (name, kind) with 10 validation labels each."""
     entries = [
-        TaskEntry(name=name, kind=kind, observed={"valid": 10}, positives={"valid": positives}, mean=0.5, std=1.0)
+        TaskEntry(
+            name=name,
+            kind=kind,
+            labels=labels_of(kind),
+            observed={"valid": 10},
+            positives={"valid": positives},
+            mean=0.5,
+            std=1.0,
+        )
         for name, kind in tasks
     ]
     return manifest_of(tasks=entries, num_users=1, num_items=1, categories=[], numbers=[])

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.search.applied import trial_run
 from mtrec_ray.search.objectives import Objective, best_report, check_comparable, parse, told
 from mtrec_ray.search.space import Space
 from tests.search.spaces import LR, manifest_with, run_of
@@ -60,6 +61,31 @@ def test_a_trial_counts_with_its_best_report_by_the_first_objective():
         {"evaluation": 4, "a/logloss": 0.6, "b/auc": 0.8},
     ]
     assert best_report(found, reports)["evaluation"] == 2
+
+
+def test_with_guards_a_trial_counts_with_the_last_report_whose_weights_were_kept():
+    found = [Objective("a/logloss", -1)]
+    reports = [
+        {"evaluation": 1, "a/logloss": 0.6, "kept": True},
+        {"evaluation": 2, "a/logloss": 0.7, "kept": True},
+        {"evaluation": 3, "a/logloss": 0.5, "kept": False},
+    ]
+    assert best_report(found, reports)["evaluation"] == 2
+    assert best_report(found, reports[2:]) is None
+
+
+def test_guards_of_the_config_are_checked_before_the_first_trial():
+    with pytest.raises(ConfigError, match=r"train\.guards 'a/acu' is unknown\. Did you mean 'a/auc'"):
+        objectives("auto", train={"guards": {"a/acu": {"no_worse_than": 0.8}}})
+
+
+def test_an_objective_takes_the_place_of_several_metrics_in_its_trials():
+    run = run_of(RATES, tune={"objectives": ["c/rmse", "auto"]}, train={"metric": ["a/auc", "b/auc"]})
+    assert parse(run, TASKS) == [Objective("c/rmse", -1), Objective("auto", 1)]
+    assert trial_run(run, {}, "t").train.metric == "c/rmse"
+    own = run_of(RATES, train={"metric": {"a/auc": 1, "c/rmse": 0.5}, "guards": {"b/auc": {"loses_at_most": 0.01}}})
+    trial = trial_run(own, {}, "t").train
+    assert (trial.metric, trial.guards) == (own.train.metric, own.train.guards)
 
 
 @pytest.mark.parametrize("hole", [None, math.nan, math.inf, "absent"])

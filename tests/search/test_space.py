@@ -147,6 +147,7 @@ def test_what_cannot_be_searched_is_told_in_one_line(space, message):
         ("plugins", [["a"], ["b"]], "imported once"),
         ("pretrain.epochs", [1, 2], "pretrained once"),
         ("train.metric", ["auto", "a/auc"], "compared by it"),
+        ("train.guards", ["a", "b"], "which evaluation of a trial counts"),
         ("train.epochs", [1, 2], "equally many evaluations"),
         ("engine.zero_stage", [1, 2], "how fast a step is"),
         ("history.max_events", [16, 32], "changes the prepared data"),
@@ -188,6 +189,9 @@ def test_pretrained_weights_that_nobody_would_make_are_refused():
     [
         ("adapter.rank", {"backbone": "none"}, "backbone.name is none"),
         ("adapter.rank", {"adapter": {"kind": "full"}}, "adapter.kind is full"),
+        ("adapter.rank", {"adapter": {"kind": "prefix"}}, "adapter.kind is prefix"),
+        ("adapter.dropout", {"adapter": {"kind": "ia3"}}, "adapter.kind is ia3"),
+        ("adapter.orthogonality", {}, "adapter.kind is lora"),
         ("train.learning_rate.adapters", {"adapter": {"kind": "frozen"}}, "adapter.kind is frozen"),
         ("features.id_dropout", {}, "features.user_dim and features.item_dim are 0"),
     ],

@@ -30,6 +30,9 @@ def test_trials_are_stacked_where_nothing_keeps_them_from_it():
         (["backbone.packing=off"], "backbone.packing is off"),
         (["adapter.kind=full"], "adapter.kind full"),
         (["tune.space={adapter.kind: [lora, full]}"], "adapter.kind full"),
+        *(([f"adapter.kind={kind}"], f"adapter.kind {kind}") for kind in ("dora", "ia3", "prefix", "bottleneck")),
+        (["adapter.kind=adalora", "engine.zero_stage=0"], "adapter.kind adalora"),
+        (["tune.space={adapter.kind: [lora, frozen, prefix]}"], "adapter.kind prefix"),
         (["tune.space={engine.precision: [fp32, bf16]}"], "engine.precision is searched"),
         (["tune.space={backbone.pooling: [last, mean]}"], "backbone.pooling is searched"),
     ],
@@ -45,3 +48,4 @@ def test_what_cannot_be_stacked_is_distributed_and_the_field_named(overrides, fi
 def test_what_is_each_trials_own_can_be_searched_in_a_stack():
     space = "tune.space={engine.optimizer: [adamw, sgd], train.batch_requests: [8, 16], adapter.rank: [2, 4]}"
     assert chosen(space).name == "stacked"
+    assert chosen("tune.space={adapter.kind: [lora, frozen]}").name == "stacked"
