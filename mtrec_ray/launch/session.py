@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.ray_logging import stdout_deduplicator
 
 from mtrec_ray.config import Cluster
 from mtrec_ray.errors import ConfigError, UserError
@@ -183,6 +185,8 @@ def _silence() -> None:
     for name in ("ray.data", "ray.tune"):  # what they log as errors they also raise, or the search keeps it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(ray|deepspeed|transformers|peft|torch)\b")
+    # Ray says it of every slow start, to stdout and whatever `log_to_driver` is; that there are many is as it should be.
+    stdout_deduplicator.skip_re = re.compile("worker processes have been started")
     data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = False
     data_context.print_on_execution_start = False

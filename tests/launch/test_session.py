@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import ray
+from ray._private import worker
 
 from mtrec_ray.config import Cluster
 from mtrec_ray.errors import ConfigError, DataError
@@ -40,6 +41,14 @@ def test_libraries_are_quiet_here_and_in_workers():
     assert found["RAY_DATA_DISABLE_PROGRESS_BARS"] == "1"
     assert not ray.data.DataContext.get_current().enable_progress_bars
     assert not logging.getLogger("DeepSpeed").isEnabledFor(logging.INFO)
+
+
+def test_ray_does_not_complain_of_a_slow_start(capsys):
+    for text in ("WARNING: 8 PYTHON worker processes have been started on node: 5", "a worker died"):
+        worker.print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    said = capsys.readouterr().out
+    assert "a worker died" in said
+    assert "processes" not in said
 
 
 def test_an_error_of_a_task_arrives_as_the_user_error_it_was():
