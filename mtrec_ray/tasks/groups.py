@@ -4,8 +4,8 @@ A group is named by its first element, and what is summed over a group stands at
 to know how many groups there are, for which the host would have to wait for the device.
 
 Sums are over sorted segments, each added up in one order and in float64, and so are the gradients of what is handed to
-all elements of a group. (`index_add_`, `scatter_add_`, and `index_put_` on several CPU threads, add in the order in
-which threads come, so that two runs differ in the last digits; `x[index]` does so in its backward pass.)
+all elements of a group. (`index_add_` and `scatter_add_` on a GPU, and `index_put_` on several CPU threads, add in the
+order in which threads come, so that two runs differ in the last digits; `x[index]` may do so in its backward pass.)
 """
 
 from typing import Any, Literal
