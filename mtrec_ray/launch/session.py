@@ -185,7 +185,7 @@ def _silence() -> None:
     for name in ("ray.data", "ray.tune"):  # what they log as errors they also raise, or the search keeps it
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(ray|deepspeed|transformers|peft|torch)\b")
-    # Ray says it of every slow start, to stdout and whatever `log_to_driver` is; that there are many is as it should be.
+    # Ray says it of every slow start, to stdout and whatever `log_to_driver` is; many processes are as it should be.
     stdout_deduplicator.skip_re = re.compile("worker processes have been started")
     data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = False
