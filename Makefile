@@ -39,6 +39,9 @@ format: $(STAMP)  ## Format and sort imports
 bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search
 	@$(BIN)/python benchmarks/$*.py
 
+proof-%: $(STAMP)  ## Prove a method on a log with a planted answer: make proof-position, proof-delay (minutes)
+	@$(BIN)/python benchmarks/proofs/$*.py --json proof-$*.json
+
 study-%: $(STAMP)  ## Train a study's variants and seeds and print its table: make study-movielens_a (hours)
 	@$(BIN)/python benchmarks/study.py benchmarks/studies/$*.yaml
 

@@ -107,8 +107,8 @@ class Columns(Part):
     position: str | None = None
     """A whole number of at least 0: the place on the page; empty = unknown."""
     propensity: str | None = None
-    """A number above 0 and at most 1: the probability with which the item was shown there, or its place looked at;
-    empty = unknown."""
+    """A number above 0 and at most 1: the probability with which the policy showed the item at that place; empty =
+    unknown."""
     policy: str | None = None
     """Which logging policy chose the row, as `random`; may be empty."""
     domain: str | None = None
@@ -178,10 +178,10 @@ class Task(Part):
     """Of labels 0 and 1, as `7d`: feedback counts if it comes so long after the row at the latest. Its time must be
     known: `event`, or `label` with `feedback_time`. See `data.requests.attribution`."""
     inside_window: Literal["unobserved", "negative", "excluded"] | None = None
-    """Train rows whose window was not over when the train period ended. `unobserved`, the default: those without
-    feedback so far have no label, and so the rate of the others is too high. `negative`: they have label 0, and the
-    rate is too low; kind `delayed` takes them so and corrects for it. `excluded`: none of these rows has a label,
-    whatever came, and the rate is right."""
+    """Train rows whose window was not over when the train period ended. `excluded`, the default: none of them has a
+    label, whatever came, and the rate of the others is right. `unobserved`: those without feedback so far have no label,
+    and so the rate is too high. `negative`: they have label 0, and the rate is too low; kind `delayed` takes them so and
+    corrects for it."""
 
     @property
     def labelled(self) -> bool:
@@ -227,7 +227,7 @@ class Task(Part):
     @property
     def inside(self) -> Literal["unobserved", "negative", "excluded"]:
         """`inside_window`, with its default."""
-        return self.inside_window or ("negative" if self.kind == DELAYED else "unobserved")
+        return self.inside_window or ("negative" if self.kind == DELAYED else "excluded")
 
 
 class History(Part):

@@ -1,5 +1,7 @@
 """Attribution windows on logs by hand: labels before, at and after the ends of windows and of what is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,15 @@ from mtrec_ray.config import Task
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.fitting.delays import delay_entry
 from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.fingerprint import settings
+from mtrec_ray.data.preparing.parallel import serial_tasks
 from mtrec_ray.data.requests.attribution import log_end
 from mtrec_ray.data.requests.bucket import build_bucket
 from mtrec_ray.data.requests.rows import from_table
 from mtrec_ray.data.requests.splits import Key, TimeSplit
+from mtrec_ray.data.streaming.collate import Collator
+from mtrec_ray.data.streaming.shards import Shards
 from tests.data.by_hand import INTEGERS, SECOND, behaviours, config, table
 from tests.data.encoding import encoded
 
@@ -71,9 +77,9 @@ def test_in_behaviours_what_comes_at_the_cut_off_is_not_known():
     np.testing.assert_array_equal(labels(shown("excluded", "behaviours"), rows), [0, NAN, NAN, NAN])
 
 
-def test_unobserved_is_the_default_and_negative_that_of_kind_delayed():
+def test_excluded_is_the_default_and_negative_that_of_kind_delayed():
     rows = [row(1, 95), row(2, 96, 1, 97)]
-    np.testing.assert_array_equal(labels(shown(), rows), [NAN, 1])
+    np.testing.assert_array_equal(labels(shown(), rows), [NAN, NAN])
     np.testing.assert_array_equal(labels(shown(kind="delayed"), rows), [0, 1])
 
 
@@ -106,7 +112,7 @@ def test_train_rows_without_a_cut_off_are_as_of_the_end_of_the_log():
     )
     rows = [row(1, 10, split="train"), row(2, 15, split="train"), row(3, 16, 1, 18, split="train")]
     found = built(run, rows, end=20, boundaries=None)
-    np.testing.assert_array_equal(found.labels[:, 0], [0, NAN, 1])
+    np.testing.assert_array_equal(found.labels[:, 0], [0, NAN, NAN])
     np.testing.assert_array_equal(found.delays.elapsed, [10, 5, 4])
     assert np.isnan(build_bucket(table(run, rows), run, INTEGERS, None).delays.elapsed).all()
 
@@ -128,7 +134,7 @@ def test_delays_are_those_of_positives_and_elapsed_times_those_of_train_rows():
 
 def test_feedback_without_a_time_came_at_once_and_has_no_delay():
     rows = [row(1, 10, 1, None), row(2, 20, 1, 15), row(3, 97, 1, None)]
-    found = built(shown(), rows)
+    found = built(shown("unobserved"), rows)
     assert found.labels[:, 0].tolist() == [1, 1, 1]
     np.testing.assert_array_equal(found.delays.delays[:, 0], [NAN, 0, NAN])
 
@@ -195,6 +201,51 @@ def test_windows_are_part_of_what_prepared_data_depends_on():
     assert len(set(found)) == len(found)
     delayed = [shown(kind="delayed", params={"loss": loss}) for loss in ("dfm", "fnw")]
     assert settings(delayed[0]) == settings(delayed[1])
+
+
+LOG = """user,item,time,buy,t,part,place,chance
+1,10,1600000000,1,1600000004,train,3,
+1,11,1600000010,1,1600000030,train,,
+2,10,1600000094,0,,train,7,
+2,11,1600000099,1,1600000100,train,2,
+2,12,1600000150,1,1600000152,valid,9,0.5
+3,10,1600000250,0,,test,12,
+3,11,1600000400,0,,test,1,
+"""
+
+
+def test_from_a_log_to_the_batch_and_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("log.csv").write_text(LOG)
+    columns = {"data__columns__position": "place", "data__columns__propensity": "chance", "data__buckets": 2}
+    task = {"kind": "delayed", "label": "buy", "feedback_time": "t", "window": 10}
+    split = {"train_until": 1600000100, "valid_until": 1600000200}
+    prepared = prepare(config(tasks={"buy": task}, split=split, features__aggregates=[], **columns), serial_tasks)
+    manifest = prepared.manifest
+    assert (manifest.positions, manifest.propensities) == ([2, 7], 0)  # of train rows alone
+    delays = manifest.tasks[0].delays
+    assert (delays.window, delays.mean, delays.quantiles) == (10, 2.5, [4.0] * 101)
+    shards = Shards(prepared.path, manifest, "train")
+    batch = Collator(manifest)(shards.rows(np.arange(shards.num_requests)))
+    order = batch.row_ids.argsort()
+    np.testing.assert_array_equal(batch.labels[order, 0], [1, 0, 0, 1])
+    np.testing.assert_array_equal(batch.delays[order, 0], [4, NAN, NAN, 1])
+    np.testing.assert_array_equal(batch.elapsed[order], [100, 90, 6, 1])
+    test = Shards(prepared.path, manifest, "test")
+    found = Collator(manifest)(test.rows(np.arange(test.num_requests)))
+    np.testing.assert_array_equal(found.labels[found.row_ids.argsort(), 0], [0, NAN])  # the log ends with the last row
+    assert found.elapsed.isnan().all()
+
+
+def test_in_several_buckets_it_is_as_in_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("log.csv").write_text(LOG)
+    task = {"label": "buy", "feedback_time": "t", "window": 10}
+    split = {"train_until": 1600000100, "valid_until": 1600000200}
+    parts = {"tasks": {"buy": task}, "split": split, "features__aggregates": [], "data__columns__position": "place"}
+    one, several = (prepare(config(**parts, data__buckets=b), serial_tasks).manifest for b in (1, 5))
+    assert one.tasks == several.tasks
+    assert one.positions == several.positions == [2, 7]
 
 
 @pytest.mark.parametrize(
