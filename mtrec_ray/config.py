@@ -179,9 +179,9 @@ class Task(Part):
     known: `event`, or `label` with `feedback_time`. See `data.requests.attribution`."""
     inside_window: Literal["unobserved", "negative", "excluded"] | None = None
     """Train rows whose window was not over when the train period ended. `excluded`, the default: none of them has a
-    label, whatever came, and the rate of the others is right. `unobserved`: those without feedback so far have no label,
-    and so the rate is too high. `negative`: they have label 0, and the rate is too low; kind `delayed` takes them so and
-    corrects for it."""
+    label, whatever came, and the rate of the others is right. `unobserved`: those without feedback so far have no
+    label, and so the rate is too high. `negative`: they have label 0, and the rate is too low; kind `delayed` takes
+    them so and corrects for it."""
 
     @property
     def labelled(self) -> bool:
