@@ -101,6 +101,35 @@ def take_steps(engine: Engine, data: Sequence[Step], objective: Objective) -> li
     return gradients
 
 
+class Copies:
+    """A balance point that changes nothing: each task reads a copy of z."""
+
+    trains_below = True
+
+    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
+        return tuple(z.clone() for _ in range(tasks))
+
+
+def gradients_and_weights(run: Run, manifest: Manifest, data: Sequence[Step], copies: bool) -> list[dict[str, Tensor]]:
+    """Gradients of each step of a model without backbone, and the last parameters; `copies`: each task's logits are
+    read from a copy of z.
+    """
+    objective, engine = make_objective(run, manifest), make_engine(run, manifest=manifest)
+    engine.model.train()
+    found = []
+    for step in data:
+        counts = engine.sum_over_ranks(torch.stack([objective.counts(batch) for batch in step.batches]).sum(0))
+        for m, batch in enumerate(step.batches, 1):
+            views = engine.forward(batch, DropoutKey(0, step.plan), Copies() if copies else None)
+            loss = objective.loss(objective.loss_sums(views, batch), objective.scales(counts))
+            engine.backward(loss, last=m == len(step.batches))
+        found.append(engine.gradients())
+        engine.step(1.0)
+    found.append(engine.parameters())
+    engine.close()
+    return found
+
+
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Relative L2 distance over all tensors together; the names must be the same."""
     assert found.keys() == expected.keys()

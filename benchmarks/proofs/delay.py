@@ -12,7 +12,6 @@ days to come, would tell the naive way what it lacks. Judged is the sum of the s
 rows: 1 is right, 0.8 promises a fifth too few.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from trained import line, summary, test_scores
+from proof import line, parsed, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -48,7 +47,7 @@ RIGHT, TOO_LOW = (0.97, 1.03), 0.9
 
 
 def main() -> None:
-    arguments = parsed()
+    arguments = parsed(__doc__, SEEDS)
     ratios: dict[str, list[float]] = {way: [] for way in WAYS}
     areas: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="mtrec-proof-") as place:
@@ -69,13 +68,6 @@ def main() -> None:
     result = conclude(ratios, areas, arguments.seeds)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1))
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
 
 
 def log(rng: np.random.Generator) -> pa.Table:

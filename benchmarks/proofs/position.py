@@ -18,7 +18,6 @@ Train rows are of that policy, validation and test rows of one that is always ra
 steps and seeds. Judged is the AUC of clicks on test, with the places at which those were shown unknown to the scores.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from trained import line, summary, test_scores
+from proof import line, parsed, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -54,7 +53,7 @@ TARGETS = [(way, other) for way in ("pal", "inverse propensity") for other in ("
 
 
 def main() -> None:
-    arguments = parsed()
+    arguments = parsed(__doc__, SEEDS)
     areas: dict[str, dict[str, list[float]]] = {kind: {way: [] for way in WAYS} for kind in PINNED}
     with tempfile.TemporaryDirectory(prefix="mtrec-proof-") as folder:
         place = Path(folder)
@@ -68,13 +67,6 @@ def main() -> None:
     result = {kind: conclude(kind, found, arguments.seeds) for kind, found in areas.items()}
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1))
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
 
 
 def prepared(folder: Path, kind: str, seed: int) -> Prepared:

@@ -17,8 +17,8 @@ from mtrec_ray.launch.tune import tune
 from mtrec_ray.search.records import TrialRecord, read_records
 from tests.conftest import ROOT
 from tests.launch.actors import any_left, processes
+from tests.launch.digests import REPORTED, STARTED, seen
 from tests.launch.sample_runs import sample_config
-from tests.launch.weights_seen import REPORTED, STARTED, seen
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = [

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.engine.base import build_engine
-from mtrec_ray.model.dropout import DropoutKey
-from mtrec_ray.model.recommender import Recommender
 from tests.batches import Step, make_batch, make_manifest, make_run, make_steps
-from tests.training import CPU, distance, make_objective, run_ranks
+from tests.training import distance, gradients_and_weights, run_ranks
 
 STEPS = 2
 SETTINGS = (
@@ -24,15 +21,6 @@ SETTINGS = (
 )
 WAYS = {method: (f"position.method={method}",) for method in ("additive", "pal", "feature")}
 WAYS["weighted"] = ("position.method=pal", "position.inverse_propensity=true", "position.clip=3")
-
-
-class Copies:
-    """A balance point that only tells the tasks' z apart."""
-
-    trains_below = True
-
-    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
-        return tuple(z.clone() for _ in range(tasks))
 
 
 def with_context(batch: Batch) -> Batch:
@@ -55,21 +43,7 @@ def trained(way: str, split: bool, data: list[Step], *engine: str) -> list[dict[
     run = make_run(*SETTINGS, *WAYS[way], *engine)
     known = {"context": ["position", "propensity"], "positions": [0, 4], "propensities": 9}
     manifest = make_manifest().model_copy(update=known)
-    objective = make_objective(run, manifest)
-    built = build_engine(run, lambda: Recommender(None, manifest, run), CPU)
-    built.model.train()
-    found = []
-    for step in data:
-        counts = built.sum_over_ranks(torch.stack([objective.counts(batch) for batch in step.batches]).sum(0))
-        for m, batch in enumerate(step.batches, 1):
-            views = built.forward(batch, DropoutKey(0, step.plan), Copies() if split else None)
-            loss = objective.loss(objective.loss_sums(views, batch), objective.scales(counts))
-            built.backward(loss, last=m == len(step.batches))
-        found.append(built.gradients())
-        built.step(1.0)
-    found.append(built.parameters())
-    built.close()
-    return found
+    return gradients_and_weights(run, manifest, data, copies=split)
 
 
 def on_rank() -> dict[str, Any]:

@@ -6,26 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.engine.base import build_engine
-from mtrec_ray.model.dropout import DropoutKey
-from mtrec_ray.model.recommender import Recommender
 from tests.batches import Step, make_batch, make_manifest, make_run, make_steps
 from tests.model.towers.architectures import NAMES
-from tests.training import CPU, distance, make_objective, run_ranks
+from tests.training import distance, gradients_and_weights, run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 STEPS = 2
 SETTINGS = ("tasks.stars.parent=like", "engine.optimizer=sgd", "train.clip_norm=null", "towers.dropout=0.2")
-
-
-class Copies:
-    """A balance point that only tells the tasks' z apart."""
-
-    trains_below = True
-
-    def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
-        return tuple(z.clone() for _ in range(tasks))
 
 
 def data(ranks: int, rank: int) -> list[Step]:
@@ -45,21 +33,7 @@ def trained(kind: str, split: bool, data: list[Step], *engine: str) -> list[dict
     """Gradients of each step, with one mapping of logits or with one for each task; and the last parameters."""
     run = make_run(f"towers.kind={kind}", *SETTINGS, *engine)
     manifest = make_manifest().model_copy(update={"domains": ["", "home", "search"]})
-    objective = make_objective(run, manifest)
-    built = build_engine(run, lambda: Recommender(None, manifest, run), CPU)
-    built.model.train()
-    found = []
-    for step in data:
-        counts = built.sum_over_ranks(torch.stack([objective.counts(batch) for batch in step.batches]).sum(0))
-        for m, batch in enumerate(step.batches, 1):
-            views = built.forward(batch, DropoutKey(0, step.plan), Copies() if split else None)
-            loss = objective.loss(objective.loss_sums(views, batch), objective.scales(counts))
-            built.backward(loss, last=m == len(step.batches))
-        found.append(built.gradients())
-        built.step(1.0)
-    found.append(built.parameters())
-    built.close()
-    return found
+    return gradients_and_weights(run, manifest, data, copies=split)
 
 
 def on_rank() -> dict[str, Any]:

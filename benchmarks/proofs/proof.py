@@ -1,8 +1,10 @@
-"""A run of a proof, in this process: streams, training and scores by the package's own functions, without workers."""
+"""What the proofs share: their arguments, a run in this process by the package's own functions, and tables."""
 
+import argparse
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -21,6 +23,14 @@ from mtrec_ray.train.building import BackboneBuilder
 from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.evaluation import Scores, score
 from mtrec_ray.train.worker import TrainingData, fit
+
+
+def parsed(description: str | None, seeds: Sequence[int]) -> argparse.Namespace:
+    """`--seeds` and `--json`; `description`: of which the first line is shown."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def test_scores(run: Run, data: Prepared) -> Scores:

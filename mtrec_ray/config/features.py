@@ -1,0 +1,77 @@
+"""Side features, and changes to the train requests."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from mtrec_ray.config.part import Dropout, Part, Share
+
+
+class Features(Part):
+    """Side features of each candidate, beside the language model's reading of the text."""
+
+    user_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of the table of user ids; 0 = no such table. Off: beside the aggregates it did not pay (docs/LOG.md)."""
+    item_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of the table of item ids, likewise."""
+    category_dim: Annotated[int, Field(ge=0)] = 8
+    min_count: PositiveInt = 2
+    """Ids with fewer train rows share the unknown row."""
+    id_dropout: Dropout = 0.1
+    """Share of ids replaced by the unknown row in training, so that it is trained."""
+    aggregates: list[str] | Literal["auto"] = "auto"
+    """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`; `[]` = none."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Statistics of items in train rows leave out the fold the user belongs to."""
+    time: bool = True
+    """Hour, weekday and gaps to the user's earlier events."""
+    number_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of a piecewise-linear encoding of each number, beside the standardised number; 0 = none."""
+    history_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of the attention from the candidate's item to the items of its history; 0 = no such attention."""
+    hidden: list[PositiveInt] = [128]
+    """Layers of the network that reads the side features."""
+    dropout: Dropout = 0.1
+
+
+class ItemText(Part):
+    """Other texts of the same items: from a table with several rows per item, or made by a function."""
+
+    path: str | None = None
+    """File, folder, glob or URL of the table (CSV, JSONL or Parquet)."""
+    key: str | None = None
+    text: str | None = None
+    """Template over the table's columns, as `data.items.text`."""
+    function: str | None = None
+    """Name of a function that a plugin has registered with `data.streaming.augment.item_text.AUGMENTERS`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        table = (self.path, self.key, self.text)
+        if (None in table) == (self.function is None) or (self.function is not None and any(table)):
+            raise ValueError("give a table as `path`, `key` and `text`, or a `function`, and not both")
+        return self
+
+
+class Augment(Part):
+    """Changes to the train requests, drawn anew in every epoch; see `mtrec_ray.data.streaming.augment`.
+
+    Side features and aggregates stay as they are. What is validated, tested and scored is never changed.
+    """
+
+    history_crop: Share = 0.0
+    """Share of requests whose history is cut to a part of it in a row, of any length and at any place."""
+    history_mask: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the events that are left out of the histories."""
+    history_reorder: Share = 0.0
+    """Share of a history's events, in a row, that are shuffled."""
+    token_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the tokens of events and candidates that are replaced by random ones."""
+    item_text: ItemText | None = None
+    """Each event and candidate has one of its item's texts, the item's own among them.
+
+    A text is cut to as many tokens as the one it stands for, since steps are planned by their tokens before: let the
+    longest be that of `data.items.text`.
+    """
+    negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share that is kept of the candidates whose observed labels are all 0; each then counts 1 / share in the loss."""
