@@ -1,4 +1,4 @@
-"""Generated interaction logs whose truth is known: sharded impressions, an item table, and a config that runs on them.
+"""The sample of `mtrec quickstart`: sharded impressions, an item table, and a config that runs on them.
 
 The probability that user u clicks item i, shown at `position` on day t, is the logistic function of
 
@@ -20,20 +20,10 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import open_atomic, open_fs, write_atomic
 from mtrec_ray.data.reading.logs import ROW_BITS
-from mtrec_ray.errors import ConfigError, DataError
+from mtrec_ray.data.sample.clearing import clear
+from mtrec_ray.data.sample.words import NOISE, STYLES, TOPICS
+from mtrec_ray.errors import ConfigError
 
-_TOPICS = {
-    "cooking": "bread soup oven garlic pasta spice dinner roast butter sauce",
-    "travel": "island train hotel coast border ferry visa beach village passport",
-    "football": "goal league striker keeper penalty derby transfer coach stadium season",
-    "science": "planet atom fossil genome comet theory laboratory quantum neuron telescope",
-    "money": "bank market shares pension budget interest mortgage tax profit savings",
-    "music": "album concert guitar piano festival singer vinyl chorus drummer orchestra",
-    "health": "sleep vitamin doctor muscle allergy therapy diet vaccine heart fever",
-    "gardens": "roses seeds compost hedge orchard lawn tulips pruning greenhouse tomato",
-}
-_STYLES = {"guide": 0.5, "review": 0.2, "story": 0.0, "rumour": -0.3, "press": -0.6}
-_NOISE = "new today why how about first again north city year people world week open long after"
 _DAY = 86_400
 _START = 1_704_067_200
 """2024-01-01T00:00:00Z."""
@@ -149,13 +139,13 @@ def write_sample(
         ConfigError: sizes that cannot be.
         DataError: the folder holds logs that are not ours.
     """
-    if users < 1 or items < len(_TOPICS) or not 1 <= shards <= days or requests_per_user <= 0:
+    if users < 1 or items < len(TOPICS) or not 1 <= shards <= days or requests_per_user <= 0:
         raise ConfigError(
-            f"A sample needs at least 1 user, {len(_TOPICS)} items, 1 to `days` shards and some requests; found users="
+            f"A sample needs at least 1 user, {len(TOPICS)} items, 1 to `days` shards and some requests; found users="
             f"{users}, items={items}, days={days}, shards={shards}, requests_per_user={requests_per_user}."
         )
     fs, root = open_fs(folder)
-    _clear(fs, root, folder)
+    clear(fs, root, folder)
     catalogue = _write_items(fs, f"{root}/items.parquet", seed, items)
     tally = _Tally()
     for shard in range(shards):
@@ -171,18 +161,6 @@ def write_sample(
     return SampleSummary(folder, tally.rows, tally.requests, users, items, rates, tally.auc())
 
 
-def _clear(fs: pafs.FileSystem, root: str, folder: str) -> None:
-    """Removes an earlier sample, which had perhaps more shards; never anybody's own logs."""
-    logs, truth = (fs.get_file_info(f"{root}/{name}").type for name in ("logs", "truth"))
-    if logs != pafs.FileType.NotFound and truth == pafs.FileType.NotFound:
-        raise DataError(
-            f"'{folder}' already has a folder 'logs' that is not a generated sample; choose another folder."
-        )
-    for name in ("logs", "truth"):
-        fs.create_dir(f"{root}/{name}", recursive=True)
-        fs.delete_dir_contents(f"{root}/{name}")
-
-
 def _write_items(fs: pafs.FileSystem, path: str, seed: int, count: int) -> _Items:
     topics, pull, prices = [], [], []
     with open_atomic(fs, path) as stream, _writer(stream, _ITEM_SCHEMA) as writer:
@@ -196,7 +174,7 @@ def _write_items(fs: pafs.FileSystem, path: str, seed: int, count: int) -> _Item
     shares = np.concatenate(topics)
     popularity = 1 / (10 + np.random.default_rng([seed, 3]).permutation(count))
     main = shares.argmax(1)
-    members = [np.flatnonzero(main == topic) for topic in range(len(_TOPICS))] + [np.arange(count)]
+    members = [np.flatnonzero(main == topic) for topic in range(len(TOPICS))] + [np.arange(count)]
     cumulative = [np.cumsum(popularity[group]) / popularity[group].sum() for group in members]
     return _Items(shares, np.concatenate(pull), np.concatenate(prices), cumulative, members)
 
@@ -228,17 +206,17 @@ def _writer(stream: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
 def _make_items(
     rng: np.random.Generator, first: int, count: int
 ) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
-    names = list(_TOPICS)
+    names = list(TOPICS)
     main = (first + np.arange(count)) % len(names)
     second = rng.integers(0, len(names), count)
     shares = np.zeros((count, len(names)))
     shares[np.arange(count), main] += 0.7
     shares[np.arange(count), second] += 0.3
-    style = rng.integers(0, len(_STYLES), count)
+    style = rng.integers(0, len(STYLES), count)
     price = rng.normal(size=count)
-    pull = rng.normal(0, 0.6, count) + np.array(list(_STYLES.values()))[style] - 0.35 * price
-    words = [topic.split() for topic in _TOPICS.values()]
-    noise, styles = _NOISE.split(), list(_STYLES)
+    pull = rng.normal(0, 0.6, count) + np.array(list(STYLES.values()))[style] - 0.35 * price
+    words = [topic.split() for topic in TOPICS.values()]
+    noise, styles = NOISE.split(), list(STYLES)
     titles = []
     for i in range(count):
         title = [*rng.choice(words[main[i]], 2, replace=False), rng.choice(words[second[i]])]
@@ -259,8 +237,8 @@ def _user_blocks(seed: int, count: int) -> Iterator[_Users]:
         size = min(_BLOCK, count - first)
         yield _Users(
             first,
-            taste=rng.normal(0, 1.6, (size, len(_TOPICS))),
-            drift=rng.normal(0, 0.6, (size, len(_TOPICS))),
+            taste=rng.normal(0, 1.6, (size, len(TOPICS))),
+            drift=rng.normal(0, 0.6, (size, len(TOPICS))),
             activity=rng.normal(0, 0.5, size),
             visits=rng.lognormal(-0.32, 0.8, size),
             tracked=rng.random(size) < 0.7,

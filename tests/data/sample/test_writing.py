@@ -1,0 +1,183 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from mtrec_ray import cli, config_file
+from mtrec_ray.data.prepare import prepare
+from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.reading.logs import find_files, read_events
+from mtrec_ray.data.sample import SCENARIOS, Size, write_sample, write_scenario
+from mtrec_ray.errors import DataError
+
+SMALL = Size(users=60, items=120, days=6)
+PLAIN = ["backbone=none", "history.max_events=0", "features.aggregates=[]"]
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    return folder, write_scenario(str(folder), SCENARIOS["ecommerce"], SMALL, figures=False)
+
+
+def test_the_seed_decides_every_byte(shop, tmp_path):
+    again, other = tmp_path / "again", tmp_path / "other"
+    write_scenario(str(again), SCENARIOS["news"], SMALL, feedback_files=True, figures=False)
+    write_scenario(str(again), SCENARIOS["ecommerce"], SMALL, figures=False)
+    write_scenario(str(other), SCENARIOS["ecommerce"], Size(users=60, items=120, days=6, seed=1), figures=False)
+    assert bytes_of(again) == bytes_of(shop[0]), "files of an earlier sample must be gone too"
+    assert bytes_of(other) != bytes_of(again)
+
+
+def test_partitions_are_hours_and_rows_ordered_in_them(shop):
+    folder, generated = shop
+    files = sorted((folder / "logs").rglob("*.parquet"))
+    rows = 0
+    for path in files:
+        place = re.fullmatch(
+            r"dt=(\d{4}-\d\d-\d\d)/hr=(\d\d)/part-\d{5}\.parquet", str(path.relative_to(folder / "logs"))
+        )
+        table = pq.ParquetFile(path).read()
+        time = table.column("time").to_numpy()
+        hours = np.unique(time.astype("datetime64[s]").astype("datetime64[h]"))
+        assert [str(hour) for hour in hours] == [f"{place[1]}T{place[2]}"]
+        assert (np.diff(time) >= 0).all()
+        rows += len(time)
+    assert rows == generated.rows
+    assert len(files) > 6 * 5
+
+
+def test_the_truth_is_by_row_id_and_apart_from_the_logs(shop):
+    folder, _ = shop
+    run = config_file.load(folder / "run.yaml")
+    files = find_files(run.data)
+    tables = [batch.table for i, file in enumerate(files) for batch in read_events(file, i, run)]
+    truth = pq.read_table(folder / "truth.parquet")
+    assert np.concatenate([t["row_id"].to_numpy() for t in tables]).tolist() == truth["row_id"].to_pylist()
+    clicks = np.concatenate([t["label.click"].to_numpy() for t in tables])
+    p = truth["click"].to_numpy()
+    assert p[clicks == 1].mean() > p[clicks == 0].mean() + 0.1
+    assert not [path for path in (folder / "logs").rglob("*") if "truth" in path.name]
+    names = set(pq.ParquetFile(next((folder / "logs").rglob("*.parquet"))).schema_arrow.names)
+    assert not names & {"quality", "taste", "intent", "bot", "truth"}
+    told = json.loads((folder / "truth.json").read_text())
+    assert told["scenario"]["name"] == "ecommerce"
+    assert told["size"]["users"] == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [*((name, "run.yaml") for name in SCENARIOS), ("social", "run_random.yaml")]
+)
+def test_every_scenario_is_prepared_without_quarantine(name, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generated = write_scenario("log", SCENARIOS[name], SMALL, figures=False)
+    run = config_file.load(Path("log") / config, PLAIN)
+    prepared = prepare(run, serial_tasks)
+    counts = prepared.manifest.counts
+    assert counts["rows_read"] == generated.rows
+    assert counts["rows_quarantined"] == 0
+    test = sum(shard.candidates for shard in prepared.manifest.shards["test"])
+    log = pq.read_table("log/logs", partitioning=None).to_pandas()
+    late = log[log["time"] >= SMALL.valid_until]
+    assert test == (len(late) if config == "run.yaml" else (late["policy"] == "random").sum())
+    assert prepared.manifest.policies[1:] == ["logged", "random"]
+    assert set(prepared.manifest.domains[1:]) == {domain.name for domain in SCENARIOS[name].domains}
+
+
+def test_feedback_in_files_of_its_own_is_the_same_feedback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video = SCENARIOS["video"]
+    write_scenario("beside", video, SMALL, figures=False)
+    write_scenario("apart", video, SMALL, feedback_files=True, figures=False)
+    beside = pq.read_table("beside/logs", partitioning=None).to_pandas()
+    views = pq.read_table("apart/logs", partitioning=None).to_pandas()
+    told = pq.read_table("apart/feedback", partitioning=None).to_pandas()
+    assert not {"click", "like", "dwell_s"} & set(views.columns)
+    assert views["impression_id"].is_unique
+    assert (views["time"] == beside["time"]).all()
+    for stage in video.stages:
+        rows = told[told["event"] == stage.name]
+        place = rows["impression_id"].to_numpy()
+        np.testing.assert_array_equal(np.sort(place), np.flatnonzero(beside[stage.name] == 1))
+        np.testing.assert_array_equal(rows["item_id"], beside["item_id"].to_numpy()[place])
+        if stage.parent is not None:
+            np.testing.assert_array_equal(rows["time"], beside[f"{stage.name}_time"].to_numpy()[place])
+    spent = told[told["event"] == "dwell"]
+    np.testing.assert_allclose(np.exp(spent["value"]), beside["dwell_s"].to_numpy()[spent["impression_id"]])
+    one, other = (labels_of(f"{folder}/run.yaml") for folder in ("beside", "apart"))
+    assert one.keys() == other.keys()
+    pairs = np.array([[one[row_id], other[row_id]] for row_id in one])
+    known = ~np.isnan(pairs).any(1)
+    np.testing.assert_allclose(pairs[:, 0][known], pairs[:, 1][known], rtol=1e-6)
+    only_one = np.isnan(pairs).sum(1) == 1  # the two logs end within minutes of each other, and so do their windows
+    assert only_one.mean() < 0.02
+
+
+def test_the_judged_rows_are_those_that_prepare_has_labels_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = Size(users=200, items=120, days=10)
+    figures = write_scenario("log", SCENARIOS["ecommerce"], size).figures
+    labels = np.array(list(labels_of("log/run.yaml").values()))
+    assert [found.rows for found in figures.values()] == (~np.isnan(labels)).sum(0).tolist()
+    assert [found.positives for found in figures.values()] == np.nansum(labels, 0).tolist()
+
+
+def labels_of(config: str) -> dict[int, list[float]]:
+    """Of the test rows, as they are prepared."""
+    prepared = prepare(config_file.load(config, PLAIN), serial_tasks)
+    assert prepared.manifest.counts["rows_quarantined"] == 0
+    found = {}
+    for shard in prepared.manifest.shards["test"]:
+        for request in pq.read_table(f"{prepared.path}/{shard.path}", columns=["row_id", "labels"]).to_pylist():
+            tasks = len(prepared.manifest.tasks)
+            labels = np.reshape(request["labels"], (-1, tasks)).tolist()
+            found |= dict(zip(request["row_id"], labels, strict=True))
+    return found
+
+
+def test_the_command_prints_what_can_be_known(tmp_path):
+    run = CliRunner().invoke(
+        cli.app, ["sample", str(tmp_path / "ads"), "--scenario", "ads", "--users", "250", "--days", "10", "--worth"]
+    )
+    assert run.exit_code == 0, run.output
+    for word in ("conversion", "oracle", "observer", "trees", "gap", "worth of history"):
+        assert word in run.output
+    assert run.output.rstrip().endswith("run.yaml")
+    figures = json.loads((tmp_path / "ads/truth.json").read_text())["generated"]["figures"]["click"]
+    assert f"{figures['oracle'][0]:.3f}" in run.output
+    observer = pq.read_table(tmp_path / "ads/observer.parquet")
+    truth = pq.read_table(tmp_path / "ads/truth.parquet")
+    assert observer["row_id"].equals(truth["row_id"])
+    assert 0.5 < np.corrcoef(observer["click"].to_numpy(), truth["click"].to_numpy())[0, 1] < 0.99
+
+
+def test_nobodys_own_logs_are_touched(shop, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.parquet").touch()
+    with pytest.raises(DataError, match="not a generated sample"):
+        write_scenario(str(tmp_path), SCENARIOS["ads"], SMALL)
+    assert (tmp_path / "logs" / "mine.parquet").exists()
+    write_sample(str(shop[0]), users=10, items=20, days=2, shards=1)
+    assert sorted(path.name for path in (shop[0] / "logs").iterdir()) == ["part-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bots", "0.1"], "belong to a scenario"),
+        (["--scenario", "ads", "--shards", "3"], "partitioned by hour"),
+        (["--scenario", "adds"], "Did you mean 'ads'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message, tmp_path):
+    run = CliRunner().invoke(cli.app, ["sample", str(tmp_path / "x"), *options])
+    assert message in str(run.exception)
+    assert not (tmp_path / "x").exists()
