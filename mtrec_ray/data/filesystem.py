@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -53,11 +53,12 @@ def unreachable(path: str, error: Exception) -> DataError:
     )
 
 
-def find(path_or_url: str) -> list[FoundFile]:
+def find(path_or_url: str, enter: Callable[[str], bool] | None = None) -> list[FoundFile]:
     """The file itself, every file below a folder, or the files that match a glob (`*`, `**`, `[...]`), sorted.
 
     Files and folders below it whose name starts with `_` or `.` are left out, as Hadoop and Spark mean it.
-    Nothing there gives an empty list.
+    Nothing there gives an empty list. With `enter`, which is asked of the name of each folder, folders are listed one
+    by one, and nothing is listed below those that it refuses.
     """
     base, pattern = _split_glob(path_or_url)
     fs, root = open_fs(base)
@@ -66,7 +67,7 @@ def find(path_or_url: str) -> list[FoundFile]:
         if info.type == pafs.FileType.File:
             infos = [info]
         elif info.type == pafs.FileType.Directory:
-            infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+            infos = list(_walk(fs, root, enter)) if enter else fs.get_file_info(pafs.FileSelector(root, recursive=True))
         else:
             return []
     except (pa.ArrowException, OSError) as error:
@@ -79,6 +80,14 @@ def find(path_or_url: str) -> list[FoundFile]:
         if info.type == pafs.FileType.File and not hidden and (pattern is None or pattern.fullmatch(inside)):
             found.append(FoundFile(head + info.path + tail, info.size, info.mtime_ns or 0))
     return sorted(found, key=lambda file: file.path)
+
+
+def _walk(fs: pafs.FileSystem, folder: str, enter: Callable[[str], bool]) -> Iterator[pafs.FileInfo]:
+    for info in sorted(fs.get_file_info(pafs.FileSelector(folder)), key=lambda info: info.path):
+        if info.type != pafs.FileType.Directory:
+            yield info
+        elif info.base_name[0] not in "_." and enter(info.base_name):
+            yield from _walk(fs, info.path, enter)
 
 
 @contextlib.contextmanager

@@ -371,6 +371,21 @@ def test_kept_negatives_count_for_those_that_are_not():
     assert rows / (200 * 5) == pytest.approx(2 + 8 / 4, abs=0.15)
 
 
+def test_of_the_negatives_of_a_request_as_many_stay_as_the_share_says_whichever_they_are():
+    table = request_rows(*[([1], [(1, 0.0)] * 7 + [(1, 1.0)] * 2)] * 3)
+    stay, pairs = np.zeros(7), set()
+    for step in range(400):
+        batch = collator()(augmenter(negatives=0.25)(table, step))
+        for request in range(3):
+            of_request = batch.row_ids[batch.request == request].numpy() % 100
+            kept = of_request[of_request < 7]
+            assert len(kept) in (1, 2)  # 7 / 4 is 1.75
+            stay[kept] += 1 / 1200
+            pairs |= {tuple(kept)} if len(kept) == 2 else set()
+    assert stay == pytest.approx(np.full(7, 0.25), abs=0.05)  # of deviation 0.0125
+    assert len(pairs) == 7 * 6 / 2
+
+
 def test_a_row_is_kept_for_any_task_with_a_label_that_is_not_0(prepared):
     for step in steps(prepared, augment=augmenter(negatives=0.01), last=5):
         for batch in step.batches:

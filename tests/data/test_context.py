@@ -17,6 +17,7 @@ from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.reading.logs import check_log, find_files
 from mtrec_ray.data.requests.splits import Key, TimeSplit
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.shards import Shards, load_manifest
@@ -185,8 +186,9 @@ def test_json_lines_and_numbers_of_other_types() -> None:
 
 
 def test_an_absent_column_is_refused_with_its_path() -> None:
+    run = run_of(LOG, data__columns__propensity="chances")
     with pytest.raises(DataError, match=r"data\.columns\.propensity: no column 'chances' .*Did you mean 'chance'\?"):
-        read(run_of(LOG, data__columns__propensity="chances"))
+        check_log(find_files(run.data), run)
 
 
 BEHAVIOURS = f"""user,item,time,type,weight,place,where

@@ -9,6 +9,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.catalogue import rows_of
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.side_features import candidate_categories, candidate_numbers, describe
 from mtrec_ray.data.fitting.fit import Fitted
@@ -47,18 +48,19 @@ def encode(
     tokenizer: PreTrainedTokenizerBase | None,
     shared_end: bool,
     item_past: Array,
+    catalogue: pa.Array | None = None,
 ) -> Encoded:
     """All requests of a bucket. Without a tokenizer (`backbone: none`) the token lists are empty.
 
     `item_past`: float64 [C, .], how each candidate's item has done so far (`features.item_past`); [0, 0] if no declared
-    aggregate asks for it.
+    aggregate asks for it. `catalogue`: string [I], the items that requests name by their row, if a task needs it.
     """
     events, ends, train_events = _history(bucket, run)
     described = describe(bucket, run, tables, fitted)
     numbers = candidate_numbers(bucket, described, run, fitted, item_past)
-    texts = tables.item_texts(bucket.rows.items)
-    event_tokens, cut_events = _event_tokens(events, bucket, texts, run, tokenizer)
-    candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, run, tokenizer)
+    texts, text = tables.row_texts(bucket.rows)
+    event_tokens, cut_events = _event_tokens(events, texts, text[events.row], run, tokenizer)
+    candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, text[bucket.candidates.row], run, tokenizer)
     encoder = _Encoder(
         bucket=bucket,
         events=events,
@@ -73,6 +75,7 @@ def encode(
         named=[name for name in CODED if name in context_texts(run.data.columns)],
         asked="query" in context_texts(run.data.columns),
         delayed=any(task.window is not None for task in run.tasks.values()),
+        catalogue_rows=None if catalogue is None else rows_of(pa.array(bucket.rows.items, pa.string()), catalogue),
     )
     requests, lengths, longest = {}, {}, {"request": 0, "position": 0}
     for code, split in enumerate(SPLITS):
@@ -128,13 +131,14 @@ def _plan(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: bool) -
 
 
 def _event_tokens(
-    events: Events, bucket: Bucket, item_texts: Sequence[str], run: Run, tokenizer: PreTrainedTokenizerBase | None
+    events: Events, item_texts: Sequence[str], text: Array, run: Run, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Ragged, int]:
-    """Tokens of each event, and how many events were cut. Each different text is encoded once."""
+    """Tokens of each event, whose item has `item_texts[text]`, and how many events were cut. Each different text is
+    encoded once."""
     if tokenizer is None:
         return Ragged(np.zeros(0, np.int32), np.zeros(len(events.row) + 1, np.int64)), 0
     words, word = distinct_feedback(events.feedback, run)
-    pairs = word * max(len(item_texts), 1) + bucket.rows.item[events.row]
+    pairs = word * max(len(item_texts), 1) + text
     distinct, place = np.unique(pairs, return_inverse=True)
     texts = [f"{words[p // len(item_texts)]} {item_texts[p % len(item_texts)]}".strip() for p in distinct.tolist()]
     ids, cut = encode_texts(texts, tokenizer, run.history.event_tokens)
@@ -142,7 +146,7 @@ def _event_tokens(
 
 
 def _candidate_tokens(
-    bucket: Bucket, item_texts: Sequence[str], run: Run, tokenizer: PreTrainedTokenizerBase | None
+    bucket: Bucket, item_texts: Sequence[str], text: Array, run: Run, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Ragged, int]:
     """Tokens of each candidate, at least one, and how many candidates were cut. Each different text is encoded once.
 
@@ -155,7 +159,7 @@ def _candidate_tokens(
     limit, count = run.history.candidate_tokens, max(len(item_texts), 1)
     asked = pa.array(bucket.rows.query[row], pa.string()).dictionary_encode()
     queries, cut_queries = shortened(asked.dictionary.to_pylist(), tokenizer, limit // 2)
-    pairs = asked.indices.to_numpy().astype(np.int64) * count + bucket.rows.item[row]
+    pairs = asked.indices.to_numpy().astype(np.int64) * count + text
     distinct, place = np.unique(pairs, return_inverse=True)
     texts = [_joined(queries[pair // count], item_texts[pair % count]) for pair in distinct.tolist()]
     ids, cut = encode_texts(texts, tokenizer, limit)
@@ -198,6 +202,8 @@ class _Encoder:
     """Whether the log has queries: requests keep them, since augmentation changes the item's text behind them"""
     delayed: bool
     """Whether a task has a window: requests keep how late feedback came"""
+    catalogue_rows: Array | None
+    """int64 [items of the bucket] row of the catalogue; None without one"""
 
     def table(self, plan: _Plan) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Request rows, their lengths, and the longest request and position."""
@@ -240,6 +246,9 @@ class _Encoder:
             late = self.bucket.delays
             columns["delays"] = _lists(late.delays[c], plan.candidates.lengths, np.float32)
             columns["elapsed"] = _lists(late.elapsed[c], plan.candidates.lengths, np.float32)
+        if self.catalogue_rows is not None:
+            columns["catalogue"] = _lists(self.catalogue_rows[rows.item[row]], plan.candidates.lengths, np.int32)
+            columns["event_catalogue"] = _lists(self.catalogue_rows[rows.item[self.events.row[e]]], counts, np.int32)
         tokens = history.lengths + own.regroup(plan.candidates.lengths).lengths
         lengths = {"tokens": tokens.astype(np.int32), "candidates": plan.candidates.lengths.astype(np.int32)}
         return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, own)

@@ -47,7 +47,7 @@ def _fitted_on(task: Task) -> dict[str, Any]:
 
 def _files(run: Run) -> list[list[Any]]:
     files = [*find_files(run.data)]
-    tables = [table.path for table in (run.data.items, run.data.users) if table is not None]
+    tables = [table.path for table in (run.data.items, run.data.users, run.data.user_map) if table is not None]
     found = [file for path in tables for file in find(path)]
     seen = [[file.path, file.size, file.mtime_ns] for file in files]
     return seen + [[file.path, file.size, file.mtime_ns] for file in found]

@@ -5,7 +5,7 @@ Memory is bounded by one batch of rows per task. What a task writes depends on i
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,17 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_atomic
-from mtrec_ray.data.reading.logs import QUARANTINE, LogFile, event_schema, read_events
+from mtrec_ray.data.reading.drift import Types, check_drift
+from mtrec_ray.data.reading.events import QUARANTINE, event_schema
+from mtrec_ray.data.reading.formats import column_types
+from mtrec_ray.data.reading.log_files import LogFile, needed_columns
+from mtrec_ray.data.reading.logs import read_events
 from mtrec_ray.data.reading.tables import EntityTable
+from mtrec_ray.data.reading.user_map import KnownUsers
 from mtrec_ray.data.requests.bucket import IdOrder
 from mtrec_ray.data.requests.ids import all_integers, bucket_of
 from mtrec_ray.errors import DataError
+from mtrec_ray.registry import suggest
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class FileCounts:
     integer_users: bool
     integer_items: bool
     types: Counter[str] = field(default_factory=Counter)
+    unmapped: int = 0
+    """Rows whose user `data.user_map` does not know"""
+    columns: Types = field(default_factory=dict)
+    """Types of those of its columns that the run needs"""
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,14 @@ class ShuffleTask:
     run: Run
     fs: pafs.FileSystem
     work: str
+    files: Sequence[LogFile]
+    known_users: KnownUsers | None
 
 
 def shuffle_file(item: tuple[int, LogFile], task: ShuffleTask) -> FileCounts:
     """Reads one file (its number, the file); writes `bucket-<b>/file-<n>.parquet` and `quarantine/file-<n>.parquet`."""
     index, file = item
-    rows_read, reasons, example, types = 0, Counter[str](), "", Counter[str]()
+    rows_read, unmapped, reasons, example, types = 0, 0, Counter[str](), "", Counter[str]()
     integers = {"user": True, "item": True}
     with ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
@@ -62,21 +74,26 @@ def shuffle_file(item: tuple[int, LogFile], task: ShuffleTask) -> FileCounts:
                 writers[folder] = stack.enter_context(pq.ParquetWriter(stream, table.schema, compression="zstd"))
             writers[folder].write_table(table)
 
-        for events in read_events(file, index, task.run):
+        for events in read_events(file, index, task.run, task.known_users, task.files):
             rows_read += events.rows_read
+            unmapped += events.unmapped
             types.update(events.types)
             for bucket, part in _by_bucket(events.table, task.run.data.buckets):
                 write(bucket_folder(bucket), part)
             for name in integers:
-                integers[name] &= all_integers(pc.unique(events.table[name]).to_pylist())
+                integers[name] &= all_integers(pc.unique(events.table[name]).drop_null().to_pylist())
             if events.quarantine.num_rows:
                 write("quarantine", events.quarantine)
                 reasons.update(events.quarantine["reason"].to_pylist())
                 example = example or _example(events.quarantine)
-    return FileCounts(rows_read, reasons, example, integers["user"], integers["item"], types)
+    found, needed = column_types(file), {needed.column for needed in needed_columns(task.run, file.feedback)}
+    columns = {name: type for name, type in found.items() if name in needed}
+    return FileCounts(rows_read, reasons, example, integers["user"], integers["item"], types, unmapped, columns)
 
 
-def read_bucket(fs: pafs.FileSystem, work: str, bucket: int, run: Run) -> pa.Table:
+def read_bucket(
+    fs: pafs.FileSystem, work: str, bucket: int, run: Run, schema: Callable[[Run], pa.Schema] = event_schema
+) -> pa.Table:
     """All canonical events of a bucket.
 
     Raises:
@@ -90,7 +107,7 @@ def read_bucket(fs: pafs.FileSystem, work: str, bucket: int, run: Run) -> pa.Tab
     folder = f"{work}/{bucket_folder(bucket)}"
     infos = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     tables = [pq.read_table(path, filesystem=fs) for path in sorted(info.path for info in infos)]
-    return pa.concat_tables([event_schema(run).empty_table(), *tables])
+    return pa.concat_tables([schema(run).empty_table(), *tables])
 
 
 def bucket_folder(bucket: int) -> str:
@@ -109,12 +126,14 @@ def write_quarantine(fs: pafs.FileSystem, work: str, path: str, tables: Iterable
     return Counter(row.reason for _, row in bad)
 
 
-def check_shuffled(counts: Sequence[FileCounts], run: Run, quarantine: str) -> IdOrder:
+def check_shuffled(files: Sequence[LogFile], counts: Sequence[FileCounts], run: Run, quarantine: str) -> IdOrder:
     """How ids compare, if there is enough to go on with.
 
     Raises:
-        DataError: no rows, too many bad ones, or (`behaviours`) none of the candidates' type.
+        DataError: a column that changes its type, no rows, too many bad ones, none of the candidates' type
+            (`behaviours`), or none of a type that a task looks for in feedback.
     """
+    check_drift(files, [c.columns for c in counts], run)
     read, reasons = sum(c.rows_read for c in counts), sum((c.reasons for c in counts), Counter[str]())
     bad = reasons.total()
     if bad > run.data.max_bad_share * read:
@@ -134,6 +153,12 @@ def check_shuffled(counts: Sequence[FileCounts], run: Run, quarantine: str) -> I
             f"data.candidate_event: no row has type '{run.data.candidate_event}' in column "
             f"'{run.data.columns.event}'. Found: {known}."
         )
+    for name, task in run.tasks.items():
+        if run.data.feedback and task.event is not None and not types[task.event]:
+            raise DataError(
+                f"tasks.{name}.event: no row of data.feedback has type '{task.event}'."
+                f"{suggest(task.event, list(types))}"
+            )
     return IdOrder(all(c.integer_users for c in counts), all(c.integer_items for c in counts))
 
 

@@ -16,6 +16,7 @@ from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.filesystem import write_atomic
 from mtrec_ray.data.fitting.fit import Collected, Fitted, collect
 from mtrec_ray.data.manifest import SPLITS, ShardEntry
+from mtrec_ray.data.preparing.catalogue import SeenItems, matching_tasks, seen_items
 from mtrec_ray.data.preparing.encode import Encoded, encode
 from mtrec_ray.data.preparing.item_pass import read_answers, send_items
 from mtrec_ray.data.preparing.shuffle import read_bucket
@@ -113,13 +114,14 @@ class FitTask:
     """Whether an aggregate asks how items have done so far"""
 
 
-def collect_bucket(bucket: int, task: FitTask) -> tuple[Collected, set[str]]:
-    """What is fitted, and all items of the bucket."""
+def collect_bucket(bucket: int, task: FitTask) -> tuple[Collected, set[str], SeenItems | None]:
+    """What is fitted, all items of the bucket, and what a catalogue, if a task needs one, says of them."""
     source = task.source
     data = _build(bucket, source, task.boundaries, task.log_end)
     if task.items_run:
         send_items(source.fs, source.work, bucket, data, source.run)
-    return collect(data, source.run, task.tables, task.most_interactions), set(data.rows.items)
+    seen = seen_items(data, source.run) if matching_tasks(source.run) else None
+    return collect(data, source.run, task.tables, task.most_interactions), set(data.rows.items), seen
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class EncodeTask:
     items_run: bool
     sample_below: int
     """Train candidates whose hashed row id is below this are the sample for the scalers"""
+    catalogue: pa.Array | None
+    """string [I] the items of the catalogue, if there is one"""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def encode_bucket(bucket: int, task: EncodeTask) -> Written:
     run, fs, work = task.source.run, task.source.fs, task.source.work
     data = _build(bucket, task.source, task.boundaries, task.log_end)
     item_past = read_answers(fs, work, bucket, run.data.buckets) if task.items_run else np.zeros((0, 0))
-    encoded = encode(data, run, task.tables, task.fitted, task.tokenizer, task.shared_end, item_past)
+    encoded = encode(data, run, task.tables, task.fitted, task.tokenizer, task.shared_end, item_past, task.catalogue)
     name = f"part-{bucket:05d}"
     documents = None
     if encoded.documents.num_rows:
@@ -176,7 +180,7 @@ def encode_bucket(bucket: int, task: EncodeTask) -> Written:
         sample_ids=row_ids[chosen],
         sample=encoded.numbers[chosen],
         longest=encoded.longest,
-        counts=encoded.counts,
+        counts=encoded.counts | _users_of(data),
         positions=_ends(_known(data, "position", run)),
         propensities=len(_known(data, "propensity", run)),
     )
@@ -185,6 +189,21 @@ def encode_bucket(bucket: int, task: EncodeTask) -> Written:
 def _build(bucket: int, source: Source, boundaries: TimeSplit | None, log_end: int) -> Bucket:
     table = read_bucket(source.fs, source.work, bucket, source.run)
     return build_bucket(table, source.run, source.ids, boundaries, log_end)
+
+
+def user_counts(split: str) -> tuple[str, str]:
+    """Names of two counts: users with a candidate in the split, and those of them who had no event before the first."""
+    return f"{split}_users", f"{split}_users_without_earlier_event"
+
+
+def _users_of(data: Bucket) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for code, split in enumerate(SPLITS[1:], 1):
+        mine = data.split == code
+        users = np.unique(data.candidates.user[mine])
+        new = np.unique(data.candidates.user[mine & (data.ends == 0)])
+        counts |= dict(zip(user_counts(split), (len(users), len(new)), strict=True))
+    return counts
 
 
 def _known(data: Bucket, name: str, run: Run) -> Array:

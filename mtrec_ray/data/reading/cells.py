@@ -5,6 +5,7 @@ Raw columns are what the formats give: all text in CSV, JSON's types in JSONL, a
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -75,18 +76,20 @@ class Times:
         return self.missing | self.unreadable | self.implausible
 
 
-def as_micros(column: pa.ChunkedArray, unit: str) -> Times:
+def as_micros(column: pa.ChunkedArray, unit: str, zone: str = "UTC") -> Times:
     """Times in `unit` (`s`, `ms`, `us`, `ns`: integers or decimals since 1970; `iso`: ISO 8601 text) as microseconds.
 
-    ISO text without a zone means UTC. A Parquet timestamp or date column says its own unit; `unit` is then not used.
-    Parts of a microsecond are cut off.
+    ISO text without an offset is in `zone`, as is a Parquet timestamp that is not in UTC; what this zone had twice,
+    when clocks were put back, or never cannot be read. A Parquet timestamp or date column says its own unit; `unit` is
+    then not used. Parts of a microsecond are cut off.
     """
     array = _flat(column)
     if pa.types.is_temporal(array.type) and not (pa.types.is_time(array.type) or pa.types.is_duration(array.type)):
-        stamps = array.cast(pa.timestamp("us", getattr(array.type, "tz", None)), safe=False)
-        return _checked(stamps.cast(pa.int64()), pc.is_valid(array), 10**6)
+        own = getattr(array.type, "tz", None)
+        stamps = array.cast(pa.timestamp("us", own), safe=False)
+        return _checked((stamps if own else _zoned(stamps, zone)).cast(pa.int64()), pc.is_valid(array), 10**6)
     if unit == "iso":
-        return _iso(array)
+        return _iso(array, zone)
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         array = pc.utf8_trim_whitespace(array)
         present = pc.not_equal(array, "").fill_null(False)
@@ -169,28 +172,43 @@ def _checked(units: pa.Array, present: pa.Array, per_second: int) -> Times:
     return Times(micros.astype(np.int64), ~there, there & ~read, there & read & ~plausible)
 
 
-def _iso(array: pa.Array) -> Times:
+def _iso(array: pa.Array, zone: str) -> Times:
     if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
         present = pc.is_valid(array)
         return _checked(pa.nulls(len(array), pa.int64()), present, 10**6)
     array = pc.utf8_trim_whitespace(array)
     present = pc.not_equal(array, "").fill_null(False)
     array = pc.if_else(present, array, pa.scalar(None, array.type))
-    for zone in (None, "UTC"):
+    for own in (None, "UTC"):
         try:
-            return _checked(array.cast(pa.timestamp("us", zone)).cast(pa.int64()), present, 10**6)
+            stamps = array.cast(pa.timestamp("us", own))
+            return _checked((stamps if own else _zoned(stamps, zone)).cast(pa.int64()), present, 10**6)
         except pa.ArrowInvalid:
             continue
-    return _checked(pa.array([_iso_cell(cell) for cell in array.to_pylist()], pa.int64()), present, 10**6)
+    return _checked(pa.array([_iso_cell(cell, zone) for cell in array.to_pylist()], pa.int64()), present, 10**6)
 
 
-def _iso_cell(cell: str | None) -> int | None:
+def _zoned(stamps: pa.Array, zone: str) -> pa.Array:
+    """Times on the clocks of a zone as times in UTC; null for those that the zone had twice or never."""
+    if zone == "UTC":
+        return stamps
+    first, last = (
+        pc.assume_timezone(stamps, zone, ambiguous=which, nonexistent=which).cast(pa.int64())
+        for which in ("earliest", "latest")
+    )
+    return pc.if_else(pc.equal(first, last), first, pa.scalar(None, pa.int64()))
+
+
+def _iso_cell(cell: str | None, zone: str) -> int | None:
     if cell is None:
         return None
     try:
         moment = datetime.fromisoformat(cell)
     except ValueError:
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=ZoneInfo(zone))
+        if moment.utcoffset() != moment.replace(fold=1).utcoffset():
+            return None  # the zone had this time twice, or never
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86400 + since.seconds) * 10**6 + since.microseconds

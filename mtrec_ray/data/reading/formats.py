@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import FoundFile, find, open_fs, unreachable
+from mtrec_ray.data.reading.partitions import Partitions
 from mtrec_ray.errors import DataError
 
 EXTENSIONS = {
@@ -62,19 +63,24 @@ class RawBatch:
     bad: list[BadRow] = field(default_factory=list)
 
 
-def find_shards(paths: str | list[str], format: str, what: str) -> list[DataFile]:
+def find_shards(paths: str | list[str], format: str, what: str, partitions: Partitions | None = None) -> list[DataFile]:
     """The files of a path, folder, glob or list of them, sorted, each once.
 
     Args:
         format: `csv`, `jsonl`, `parquet`, or `auto`: by the file's extension (`.gz`, `.bz2`, `.zst` may follow).
         what: dotted config path, for messages.
+        partitions: folders outside their ranges are not listed.
 
     Raises:
         DataError: a path with no such files, or a file whose format cannot be told.
     """
     shards: dict[str, DataFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        found = find(path)
+        found = find(path, partitions.enter if partitions else None)
+        if partitions:
+            found = [file for file in found if partitions.holds(partitions.values(file.path))]
+            if not found:
+                raise DataError(f"{what}: no file at '{path}' in the partitions {partitions.described()}.")
         single = len(found) == 1 and _name(found[0].path) == _name(path)
         files = [shard for file in found if (shard := _typed(file, format, single, what))]
         if not files:
@@ -85,16 +91,25 @@ def find_shards(paths: str | list[str], format: str, what: str) -> list[DataFile
 
 def column_names(file: DataFile, scan_rows: int = 1000) -> list[str]:
     """Names of the columns; in JSONL, every key of the first `scan_rows` lines."""
+    return list(column_types(file, scan_rows))
+
+
+def column_types(file: DataFile, scan_rows: int = 1000) -> dict[str, pa.DataType]:
+    """Names of the columns, and the types that the file gives them: those of the schema in Parquet, null in CSV, where
+    all is text; in JSONL those of the first `scan_rows` lines, with float64 for all numbers."""
     with _explained(file):
         if file.format == "csv":
-            return _csv_header(file)
+            return dict.fromkeys(_csv_header(file), pa.null())
         if file.format == "parquet":
             with _open(file) as source:
-                return list(pq.ParquetFile(source).schema_arrow.names)
-        keys: dict[str, None] = {}
+                schema = pq.ParquetFile(source).schema_arrow
+            return dict(zip(schema.names, schema.types, strict=True))
+        keys: dict[str, list[Any]] = {}
         for _, record, _ in islice(_json_records(file), scan_rows):
-            keys.update(dict.fromkeys(record or {}))
-        return list(keys)
+            for key, cell in (record or {}).items():
+                keys.setdefault(key, []).append(cell)
+        types = {key: _json_column(cells).type for key, cells in keys.items()}
+        return {key: pa.float64() if pa.types.is_integer(type) else type for key, type in types.items()}
 
 
 def read_batches(file: DataFile, columns: Iterable[str], batch_rows: int = BATCH_ROWS) -> Iterator[RawBatch]:

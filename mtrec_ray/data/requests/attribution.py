@@ -52,7 +52,12 @@ class Delays:
 
 def log_end(rows: Rows, run: Run) -> int:
     """The last time that these rows mention: their own, or one of a column with times of feedback; -1 of no rows."""
-    columns = [t for t, task in enumerate(run.tasks.values()) if task.feedback_time is not None]
+    joined = run.data.layout == "impressions"  # behaviours have the rows of the feedback itself
+    columns = [
+        t
+        for t, task in enumerate(run.tasks.values())
+        if task.feedback_time is not None or (joined and task.event is not None)
+    ]
     times = rows.feedback_time[:, columns]
     return max(int(rows.time.max(initial=-1)), int(times[times != NEVER].max(initial=-1)))
 
@@ -96,7 +101,7 @@ def _feedback(rows: Rows, candidates: Candidates, run: Run, t: int) -> tuple[Arr
     """
     time = rows.time[candidates.row]
     task = list(run.tasks.values())[t]
-    if task.event is not None:
+    if run.data.layout == "behaviours":
         found = _first_from(rows, np.flatnonzero(rows.event == task.event), candidates.row)
         return found, found != NEVER
     said = rows.feedback_time[candidates.row, t]

@@ -59,12 +59,15 @@ def candidate_labels(rows: Rows, candidates: Candidates, run: Run, known_until: 
     `behaviours`: whether the task's event ever occurs on the candidate's user and item (with `value`: the value of the
     first such row; without one the label is not observed). A feedback at or after `known_until` (int64 [C]) does not
     count: what is learnt from the train period must not depend on what came later. `impressions`: the label of the
-    row, not observed where its feedback came later than that. Those of tasks with a window are taken by `attribution`.
+    row, not observed where its feedback came later than that, or 0 where feedback has files of its own: so are there
+    the rows of which nobody knows yet. Those of tasks with a window are taken by `attribution`.
     """
     if run.data.layout == "impressions":
         feedback_time = rows.feedback_time[candidates.row]
         hidden = (feedback_time != NEVER) & (feedback_time > known_until[:, None])
-        return np.where(hidden, np.float32(np.nan), rows.labels[candidates.row])
+        observed = np.where(hidden, np.float32(np.nan), rows.labels[candidates.row])
+        joined = [task.event is not None and task.value is None for task in run.tasks.values()]
+        return np.where(hidden & joined, np.float32(0), observed)
     pair = pairs(rows)
     mine = pair[candidates.row]
     labels = np.zeros((len(mine), len(run.tasks)), dtype=np.float32)

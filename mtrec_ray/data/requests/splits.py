@@ -7,9 +7,10 @@ second of the hour that holds it, then the candidates of that second themselves.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def _microseconds(value: str | float, key: str, run: Run) -> int:
             date = datetime.fromisoformat(value)
         except ValueError as error:
             raise ConfigError(f"split.{key}: '{value}' is neither a number nor an ISO date like 2024-05-31") from error
-        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        date = date if date.tzinfo else date.replace(tzinfo=ZoneInfo(run.data.time_zone))
         return round(date.timestamp() * 1_000_000)
     if unit == "iso":
         raise ConfigError(f"split.{key}: {value} must be an ISO date like 2024-05-31, since data.time_unit is iso")

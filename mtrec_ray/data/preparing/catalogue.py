@@ -1,0 +1,107 @@
+"""Makes the catalogue (`data.catalogue`): what each bucket of users saw of its items, put together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from mtrec_ray.config import Run
+from mtrec_ray.data.catalogue import Catalogue, rows_of
+from mtrec_ray.data.features.attributes import Cells, Tables, category_columns
+from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.texts import encode_texts
+from mtrec_ray.data.requests.bucket import Bucket
+from mtrec_ray.data.requests.ragged import Ragged
+from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.labels import MATCHING
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class SeenItems:
+    """The n items of one bucket; T tasks that match."""
+
+    items: list[str]
+    first_seen: Array
+    """int64 [n] µs"""
+    shown: Array
+    """int64 [n] train rows"""
+    positives: Array
+    """int64 [T, n] train rows with label 1"""
+
+
+def matching_tasks(run: Run) -> list[str]:
+    """The tasks for which there is a catalogue, if any."""
+    return [name for name, task in run.tasks.items() if task.kind in MATCHING]
+
+
+def item_categories(run: Run) -> list[str]:
+    """Names of the categories that are the item's own, in the order of all categories."""
+    return [category.column for scope, category in category_columns(run) if scope == "item"]
+
+
+def seen_items(bucket: Bucket, run: Run) -> SeenItems:
+    """What the rows of a bucket say of its items."""
+    rows, count = bucket.rows, len(bucket.rows.items)
+    first_seen = np.full(count, NEVER, dtype=np.int64)
+    np.minimum.at(first_seen, rows.item, rows.time)
+    shown = rows.item[bucket.candidates.row[bucket.train]]
+    columns = [list(run.tasks).index(name) for name in matching_tasks(run)]
+    positives = [np.bincount(shown[bucket.labels[bucket.train, t] > 0], minlength=count) for t in columns]
+    return SeenItems(
+        list(rows.items),
+        first_seen,
+        np.bincount(shown, minlength=count),
+        np.array(positives, dtype=np.int64).reshape(len(columns), count),
+    )
+
+
+def make_catalogue(
+    parts: Sequence[SeenItems], run: Run, tables: Tables, fitted: Fitted, tokenizer: PreTrainedTokenizerBase | None
+) -> Catalogue:
+    """All items of the buckets and of the item table, the same whatever the buckets were."""
+    names = {item for part in parts for item in part.items}
+    if tables.items is not None:
+        names |= set(tables.items.keys.to_pylist())
+    ordered = sorted(names)
+    items = pa.array(ordered, pa.string())
+    first_seen = np.full(len(items), NEVER, dtype=np.int64)
+    shown = np.zeros(len(items), dtype=np.int64)
+    positives = np.zeros((len(matching_tasks(run)), len(items)), dtype=np.int64)
+    for part in parts:
+        rows = rows_of(pa.array(part.items, pa.string()), items)  # distinct within a part
+        first_seen[rows] = np.minimum(first_seen[rows], part.first_seen)
+        shown[rows] += part.shown
+        positives[:, rows] += part.positives
+    return Catalogue(
+        items=items,
+        index=fitted.items.lookup(ordered),
+        categories=_categories(ordered, run, tables, fitted),
+        text=_texts(ordered, run, tables, tokenizer),
+        first_seen=first_seen,
+        shown=shown,
+        positives=dict(zip(matching_tasks(run), positives, strict=True)),
+    )
+
+
+def _categories(items: list[str], run: Run, tables: Tables, fitted: Fitted) -> Array:
+    """int64 [I, G]; an item that the table lacks has none."""
+    parts = [np.zeros((len(items), 0), dtype=np.int64)]
+    if tables.items is not None:
+        rows = tables.items.lookup(items)
+        for name in item_categories(run):
+            column = tables.items.categories[name]
+            cells = Cells([column[row] if row >= 0 else [] for row in rows], np.arange(len(items)))
+            parts.append(cells.codes(fitted.categories[name], fitted.widths[name]).astype(np.int64))
+    return np.concatenate(parts, axis=1)
+
+
+def _texts(items: list[str], run: Run, tables: Tables, tokenizer: PreTrainedTokenizerBase | None) -> Ragged:
+    if tokenizer is None:
+        return Ragged(np.zeros(0, np.int32), np.zeros(len(items) + 1, np.int64))
+    ids, _ = encode_texts(tables.item_texts(items), tokenizer, run.history.candidate_tokens)
+    return Ragged.of(ids, np.int32)

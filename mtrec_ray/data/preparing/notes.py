@@ -1,0 +1,29 @@
+"""What `prepare` says of the deliveries it read, from the counts in the manifest."""
+
+from collections.abc import Mapping
+
+from mtrec_ray.config import Run
+
+
+def delivery_notes(counts: Mapping[str, int], run: Run) -> list[str]:
+    """One line for each thing that was asked for, and for users without a past."""
+    notes = []
+    if counts.get("repeats"):
+        notes.append(f"{counts['repeats']} rows were delivered before (data.unique_by) and left out")
+    if counts.get("feedback"):
+        notes.append(
+            f"{counts['feedback']} rows of feedback: {counts['feedback_unmatched']} belong to no exposure and are left "
+            f"out, {counts['feedback_repeated']} are not the first of their type for their exposure"
+        )
+    if counts.get("long_users"):
+        notes.append(
+            f"{counts['long_users']} users have more than data.max_user_events {run.data.max_user_events} rows: their "
+            f"{counts['rows_of_long_users_left_out']} earliest rows are left out"
+        )
+    if counts.get("rows_unmapped"):
+        notes.append(f"{counts['rows_unmapped']} rows have a user that data.user_map does not know; they keep their id")
+    for split in ("valid", "test"):
+        if counts[f"{split}_users"]:
+            new, users = counts[f"{split}_users_without_earlier_event"], counts[f"{split}_users"]
+            notes.append(f"{new / users:.1%} of the {users} {split} users have no earlier event")
+    return notes
