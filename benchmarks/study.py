@@ -60,13 +60,15 @@ def train_missing(runs: dict[tuple[str, int], Run]) -> None:
     from mtrec_ray.launch.session import ray_session
     from mtrec_ray.launch.train import train
 
-    for (variant, seed), run in runs.items():
-        if read_metrics(run) is not None:
-            continue
-        started = time.monotonic()
-        with ray_session(run.cluster):
+    missing = {name: run for name, run in runs.items() if read_metrics(run) is None}
+    if not missing:
+        return
+    largest = max((run.cluster for run in missing.values()), key=lambda of: of.workers * of.cpus_per_worker)
+    with ray_session(largest):
+        for (variant, seed), run in missing.items():
+            started = time.monotonic()
             train(run)
-        print(f"{variant}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{variant}, seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def read_metrics(run: Run) -> dict[str, Any] | None:

@@ -3,26 +3,33 @@
 import argparse
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from scipy import stats
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepared import Prepared
+from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.stream import StepStream
-from mtrec_ray.evaluate.facts import facts_of
+from mtrec_ray.evaluate.facts import Facts, facts_of
 from mtrec_ray.launch.ingest import order_settings
+from mtrec_ray.tasks.kind import TaskKind
 from mtrec_ray.tasks.kinds import build_kinds
+from mtrec_ray.train.augmentation import open_augmenter
 from mtrec_ray.train.building import BackboneBuilder
 from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.evaluation import Scores, score
 from mtrec_ray.train.worker import TrainingData, fit
+
+Found = TypeVar("Found")
 
 
 def parsed(description: str | None, seeds: Sequence[int]) -> argparse.Namespace:
@@ -33,18 +40,44 @@ def parsed(description: str | None, seeds: Sequence[int]) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def by_seed(measured: Callable[[int, Path], Found], seeds: Sequence[int]) -> list[Found]:
+    """`measured(seed, empty folder)` of each seed, in their order; two at a time, in processes of their own."""
+    with tempfile.TemporaryDirectory(prefix="mtrec-proof-") as parent:
+        folders = [Path(parent) / f"{seed}" for seed in seeds]
+        for folder in folders:
+            folder.mkdir()
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+            return list(processes.map(measured, seeds, folders))
+
+
+class Trained(NamedTuple):
+    """What came of a training."""
+
+    test: Scores
+    kinds: list[TaskKind]
+    facts: Facts
+    """Of the test rows, in the order of the scores."""
+    valid_metric: float
+    """`train.metric` of the weights that were kept, higher is better."""
+
+
 def test_scores(run: Run, data: Prepared) -> Scores:
     """Trains on train, chooses by valid, and scores test with the best weights; on one thread."""
+    return trained(run, data).test
+
+
+def trained(run: Run, data: Prepared) -> Trained:
+    """As `test_scores`, with what is needed to measure lists, and the figure that chose the weights."""
     torch.set_num_threads(1)
 
-    def stream(split: str) -> StepStream:
+    def stream(split: str, augmenter: Augmenter | None = None) -> StepStream:
         settings = order_settings(run, split, 1)
-        return StepStream(
-            open_order(data.path, settings), 0, Collator(data.manifest), LocalChunks(data.path, settings, 0)
-        )
+        chunks = LocalChunks(data.path, settings, 0)
+        return StepStream(open_order(data.path, settings), 0, Collator(data.manifest), chunks, augmenter)
 
+    train = stream("train", open_augmenter(run, data.path, data.manifest))
     valid, test = stream("valid"), stream("test")
-    splits = TrainingData(stream("train"), valid, facts_of(valid.order.shards))
+    splits = TrainingData(train, valid, facts_of(valid.order.shards))
     builder = BackboneBuilder(run, data.path, data.manifest)
     with tempfile.TemporaryDirectory(prefix="mtrec-proof-") as folder:
         fitted = fit(run, data.manifest, splits, LocalContext(folder), builder)
@@ -52,7 +85,7 @@ def test_scores(run: Run, data: Prepared) -> Scores:
         scores = score(fitted.engine, test.steps(0, test.order.steps_per_epoch), kinds)
         fitted.engine.close()
     assert scores is not None
-    return scores
+    return Trained(scores, kinds, facts_of(test.order.shards)(scores.row_ids, kinds), fitted.best_metric)
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
