@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile # a file's tests share what they set up
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test check format clean
@@ -24,13 +25,13 @@ quickstart: $(STAMP)  ## The main job on a generated log, from log rows to a rep
 	@$(BIN)/mtrec quickstart
 
 test: $(STAMP)  ## The whole test suite
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: $(STAMP)  ## Format, lint, types and unit tests, as in CI (under 2 minutes)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not distributed and not ray and not slow and not gpu"
+	@$(PYTEST) -m "not distributed and not ray and not slow and not gpu"
 
 format: $(STAMP)  ## Format and sort imports
 	@$(BIN)/ruff format .
@@ -39,7 +40,7 @@ format: $(STAMP)  ## Format and sort imports
 bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search
 	@$(BIN)/python benchmarks/$*.py
 
-proof-%: $(STAMP)  ## Prove a method on a log with a planted answer: make proof-position, proof-delay (minutes)
+proof-%: $(STAMP)  ## Prove a method on a log with a planted answer (minutes): make proof-delay, proof-position, proof-negatives, proof-sparse, proof-negative_transfer, proof-lists
 	@$(BIN)/python benchmarks/proofs/$*.py --json proof-$*.json
 
 study-%: $(STAMP)  ## Train a study's variants and seeds and print its table: make study-movielens_a (hours)

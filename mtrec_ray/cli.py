@@ -2,8 +2,8 @@
 
 Results (a config, a path) go to stdout, progress and messages to stderr. Exit codes: 0 done; 2 a mistake in what the
 user gave, or workers lost too often, told in one message; 1 a defect, with its traceback, or a comparison some of whose
-trainings failed. Ray and torch are imported inside the verbs, so that `--help` answers at once and a wrong config is
-refused before either starts.
+trainings failed, or a check that found errors in the data. Ray and torch are imported inside the verbs, so that
+`--help` answers at once and a wrong config is refused before either starts.
 """
 
 import os
@@ -62,25 +62,65 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray an
 
 @app.command()
 def sample(
-    folder: Annotated[str, typer.Argument(help="Folder or URL for the logs, the table of items and a config.")],
+    folder: Annotated[str, typer.Argument(help="Folder or URL for the logs, the tables and a config.")],
+    scenario: Annotated[
+        str,
+        typer.Option(help="ecommerce, ads, video, music, news, social, item_to_item; quickstart is the smallest."),
+    ] = "quickstart",
     users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 2000,
     items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 500,
     days: Annotated[int, typer.Option(min=1, help="Days that the logs span.")] = 30,
-    shards: Annotated[int, typer.Option(min=1, help="Parquet files, one per range of days.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="quickstart: Parquet files, one per range of days; 8 by default.")
+    ] = None,
+    feedback_files: Annotated[
+        bool, typer.Option("--feedback-files", help="Feedback in files of its own, with the impression's id.")
+    ] = False,
+    bots: Annotated[float, typer.Option(min=0, max=1, help="Share of the users that are programs.")] = 0.0,
+    figures: Annotated[
+        bool, typer.Option(help="Judge the truth, the ideal observer and simple methods; holds all rows in memory.")
+    ] = True,
+    worth: Annotated[
+        bool, typer.Option("--worth", help="Judge also the observer without text, ids and history.")
+    ] = False,
 ) -> None:
     """Write generated logs: users with tastes, items whose text tells part of the truth, several feedback signals.
 
+    A scenario has more of what real logs have: a logging policy with its propensities, delays, sessions, drift, new
+    users and items, domains, graphs; and it tells what can be known of it at best, and what simple methods know.
+
     \b
-    Example:
+    Examples:
       mtrec sample my_logs --users 500 --days 10
       mtrec train my_logs/config.yaml
+      mtrec sample shop --scenario ecommerce --users 3000
+      mtrec train shop/run.yaml
     """
-    from mtrec_ray.data.sample import write_sample
+    from mtrec_ray.data.sample import QUICKSTART_SCENARIO, Size, scenario_named, write_sample, write_scenario
 
-    summary = write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards)
-    say(f"sample: {summary.rows:,} rows; the true click probabilities have AUC {summary.oracle_auc:.3f}")
-    print(f"{folder.rstrip('/')}/config.yaml")
+    if scenario == QUICKSTART_SCENARIO:
+        if feedback_files or bots or worth:
+            raise ConfigError("--feedback-files, --bots and --worth belong to a scenario; add --scenario ecommerce.")
+        summary = write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards or 8)
+        say(f"sample: {summary.rows:,} rows; the true click probabilities have AUC {summary.oracle_auc:.3f}")
+        print(f"{folder.rstrip('/')}/config.yaml")
+        return
+    if shards is not None:
+        raise ConfigError(f"--shards belongs to scenario quickstart; {scenario} is partitioned by hour.")
+    if worth and not figures:
+        raise ConfigError("--worth needs the figures; leave out --no-figures.")
+    size = Size(users=users, items=items, days=days, seed=seed, bots=bots)
+    generated = write_scenario(folder, scenario_named(scenario), size, feedback_files, figures, worth)
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in generated.rates.items())
+    say(f"sample: {generated.rows:,} rows in {generated.requests:,} requests; {rates}")
+    if figures:
+        from rich.console import Console
+
+        from mtrec_ray.data.sample.summary import figures_table
+
+        Console().print(figures_table(generated))
+    print(f"{folder.rstrip('/')}/run.yaml")
 
 
 @app.command()
@@ -101,6 +141,54 @@ def init(
     for assumption in assumptions:
         say(f"Assumed: {assumption}")
     print(text, end="")
+
+
+@app.command()
+def check(
+    config_or_logs: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG_OR_LOGS...", help="A run's YAML file; or files, folders, URLs of logs."),
+    ],
+    overrides: Overrides = None,
+    items: Annotated[str | None, typer.Option(help="With logs: table of items.")] = None,
+    users: Annotated[str | None, typer.Option(help="With logs: table of users.")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most rows to look at, whole users by a hash of their id; 500,000 by default."),
+    ] = None,
+    report: Annotated[str | None, typer.Option(help="Where the page goes; <name>-check.html by default.")] = None,
+    json_path: Annotated[
+        str | None, typer.Option("--json", metavar="PATH", help="Write the findings there, too.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say what looks too good in the logs before a split is trusted: leaks, skews, drift; with rows to look at.
+
+    Looks at what training would see: candidates, labels and split of the config, and the columns it names. Logs without
+    a config are read with the one that `mtrec init` proposes, and their other columns are looked at, too. Writes a page
+    with the findings and a profile of the data. Exit code 1: there is an error among the findings.
+
+    \b
+    Examples:
+      mtrec check run.yaml
+      mtrec check logs/*.parquet --items items.csv --json findings.json
+    """
+    _be_verbose(verbose)
+    from mtrec_ray.check.check import check
+    from mtrec_ray.check.proposed import run_of
+    from mtrec_ray.check.reading import MOST_ROWS
+    from mtrec_ray.check.report import lines, write_report
+
+    run, unused, assumed = run_of(config_or_logs, items, users, overrides or [])
+    page = report or f"{run.name}-check.html"
+    _refuse_vanishing({"--report": page} | ({} if json_path is None else {"--json": json_path}))
+    for sentence in assumed:
+        say(f"Assumed: {sentence}")
+    checked = check(run, unused, rows or MOST_ROWS)
+    write_report(checked, page, json_path, assumed)
+    print("\n".join([*lines(checked), page]))
+    if checked.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -301,12 +389,17 @@ def _be_verbose(verbose: bool) -> None:
 
 
 def _refuse_vanishing_paths(run: "Run") -> None:
+    _refuse_vanishing({"cluster.storage": run.cluster.storage, "data.prepared_dir": run.data.prepared_dir})
+
+
+def _refuse_vanishing(paths: dict[str, str]) -> None:
     """A submitted job runs in a copy of the working directory that Ray removes; what it writes there is lost."""
     if "working_dir_files" not in Path.cwd().parts:
         return
-    for key, path in (("cluster.storage", run.cluster.storage), ("data.prepared_dir", run.data.prepared_dir)):
+    for key, path in paths.items():
         if not Path(path).is_absolute() and "://" not in path:
+            option = key if key.startswith("--") else f"--set {key}"
             raise ConfigError(
                 f"{key} is '{path}': in a submitted job a relative path lies in Ray's temporary copy of the working "
-                f"directory and is lost. Give a URL or a path that all nodes share: --set {key}=s3://bucket/folder."
+                f"directory and is lost. Give a URL or a path that all nodes share: {option}=s3://bucket/folder."
             )

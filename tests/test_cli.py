@@ -8,7 +8,7 @@ import pytest
 from mtrec_ray import cli
 from tests.conftest import ROOT
 
-VERBS = ["sample", "init", "prepare", "pretrain", "train", "compare", "evaluate"]
+VERBS = ["sample", "init", "check", "prepare", "pretrain", "train", "compare", "evaluate"]
 
 
 def mtrec(*arguments, command=("-m", "mtrec_ray"), **options):

@@ -19,7 +19,7 @@ LAYERS = [
     {"engine"},
     {"evaluate"},
     {"train"},
-    {"search", "compare"},
+    {"search", "compare", "check"},
     {"launch"},
     {"cli", "__main__"},
 ]

@@ -75,7 +75,16 @@ def make_recipe(run: Run, num_steps: int, engine: Engine, manifest: Manifest | N
     objective = make_objective(run, manifest)
     balancer = Balancer(make_method(run), run.balance.scope, objective, engine, run.balance.conflict)
     train = run.train
-    return Recipe(objective, balancer, num_steps, train.warmup, train.decay, run.seed, train.log_every)
+    return Recipe(
+        objective,
+        balancer,
+        num_steps,
+        train.warmup,
+        train.decay,
+        run.seed,
+        train.log_every,
+        regularization=run.regularization,
+    )
 
 
 def backward(engine: Engine, batches: Sequence[Batch], objective: Objective, step: int = 0) -> float:

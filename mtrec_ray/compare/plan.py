@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtrec_ray.config import Balance, Compare, JointMethod, Run, Tune
+from mtrec_ray.config import Adaptive, Balance, Compare, JointMethod, Run, Tune
 from mtrec_ray.config_file import override, validate
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.errors import ConfigError
@@ -149,7 +149,7 @@ def _alone(run: Run, task: str, metric: str) -> Variant:
         "tasks": tasks,
         "train": run.train.model_copy(update={"metric": values["train.metric"], "guards": guards}),
         "balance": Balance(conflict=False),  # one task is never in conflict,
-        "strategy": run.strategy.model_copy(update={"tasks": "joint"}),  # and takes no turns
+        "strategy": run.strategy.model_copy(update={"tasks": "joint", "adaptive": Adaptive()}),  # and takes no turns
     }
     place = list(run.tasks).index(task)
     slug = f"alone-{_slug(task) or f'task{place}'}"

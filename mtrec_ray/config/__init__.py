@@ -7,11 +7,13 @@ after parsing and may be written as `30s`, `10m`, `1h`, `7d`. This package impor
 from mtrec_ray.config.data import Category, CategoryField, Columns, Data, History, Number, NumberField, Split, Table
 from mtrec_ray.config.features import Augment, Features, ItemText
 from mtrec_ray.config.jobs import Cluster, Evaluate
-from mtrec_ray.config.model import ADAPTER_FIELDS, RESOLVED, Adapter, Backbone, Position, Towers
-from mtrec_ray.config.multitask import Balance, Stage, Strategy
+from mtrec_ray.config.model import ADAPTER_FIELDS, RESOLVED, Adapter, Backbone, Matching, Position, Towers
+from mtrec_ray.config.multitask import Adaptive, Balance, Stage, Strategy
 from mtrec_ray.config.part import Dropout, Duration, Part, Share, parse_duration
+from mtrec_ray.config.regularization import Adversarial, RDrop, Regularization
 from mtrec_ray.config.run import Run
 from mtrec_ray.config.search import Compare, JointMethod, Tune
+from mtrec_ray.config.sources import Feedback, PartitionRange, TimeUnit, UserMap
 from mtrec_ray.config.task import Task
 from mtrec_ray.config.training import Engine, GroupRates, Guard, LearningRate, Pretrain, Train, WeightDecay
 
@@ -19,6 +21,8 @@ __all__ = [
     "ADAPTER_FIELDS",
     "RESOLVED",
     "Adapter",
+    "Adaptive",
+    "Adversarial",
     "Augment",
     "Backbone",
     "Balance",
@@ -33,17 +37,22 @@ __all__ = [
     "Engine",
     "Evaluate",
     "Features",
+    "Feedback",
     "GroupRates",
     "Guard",
     "History",
     "ItemText",
     "JointMethod",
     "LearningRate",
+    "Matching",
     "Number",
     "NumberField",
     "Part",
+    "PartitionRange",
     "Position",
     "Pretrain",
+    "RDrop",
+    "Regularization",
     "Run",
     "Share",
     "Split",
@@ -51,9 +60,11 @@ __all__ = [
     "Strategy",
     "Table",
     "Task",
+    "TimeUnit",
     "Towers",
     "Train",
     "Tune",
+    "UserMap",
     "WeightDecay",
     "parse_duration",
 ]

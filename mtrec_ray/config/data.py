@@ -1,10 +1,12 @@
 """What the logs and their tables are, what a candidate may know of its past, and which rows are held out."""
 
+import zoneinfo
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from mtrec_ray.config.part import Duration, Part, Share
+from mtrec_ray.config.sources import Feedback, PartitionRange, TimeUnit, UserMap
 
 
 def _column(value: Any) -> Any:
@@ -38,7 +40,7 @@ NumberField = Annotated[Number, BeforeValidator(_column)]
 
 
 class Table(Part):
-    """A table of items or users, one row per key."""
+    """A table of items or users, one row per key, or with `valid_from` one per key and time of a change."""
 
     path: str
     key: str
@@ -46,6 +48,11 @@ class Table(Part):
     """Template over the table's columns, as `"{title} {genres}"`; empty cells give empty text."""
     categories: list[CategoryField] = []
     numbers: list[NumberField] = []
+    valid_from: str | None = None
+    """Column with the time from which on a row holds. A candidate takes the last row of its key that is not later than
+    itself, an event of a history the one of its own time; before the first row the key is unknown."""
+    time_unit: TimeUnit | None = None
+    """Of `valid_from`; by default `data.time_unit`."""
 
 
 class Columns(Part):
@@ -71,6 +78,8 @@ class Columns(Part):
     """Which logging policy chose the row, as `random`; may be empty."""
     domain: str | None = None
     """Surface or scenario, as `home` or `search`; may be empty."""
+    impression: str | None = None
+    """Id that the rows of `data.feedback` refer to with `by: impression`."""
     query: str | None = None
     """What was searched for; it stands before the candidate's text, and at most half of `history.candidate_tokens` is
     for it. Histories have no queries."""
@@ -84,7 +93,20 @@ class Data(Part):
     format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
     layout: Literal["impressions", "behaviours"] = "impressions"
     columns: Columns
-    time_unit: Literal["s", "ms", "us", "ns", "iso"] = "s"
+    partitions: dict[str, PartitionRange] = {}
+    """Hive partitions below `logs`: folders `<key>=<value>` outside a range are not listed, and each key is a column of
+    the log where its rows lack one. `{}` as the range of a key takes all of its folders."""
+    feedback: list[Feedback] = []
+    unique_by: list[str] = []
+    """Columns whose values name a row: of several rows of a user with the same, the first one counts, for the others
+    are repeated deliveries. Rows where all of these are empty stay."""
+    max_user_events: PositiveInt | None = None
+    """Of users with more rows, as bots have, only the latest so many are kept."""
+    user_map: UserMap | None = None
+    time_unit: TimeUnit = "s"
+    time_zone: str = "UTC"
+    """IANA name, as Europe/Oslo, of times that do not say their zone: ISO text without an offset, Parquet timestamps
+    that are not in UTC, and dates in `split`. Times that this zone had twice, or not at all, are quarantined."""
     candidate_event: str | None = None
     """`behaviours`: the event type that makes a candidate, as VIEW (its first one per user and item)."""
     items: Table | None = None
@@ -99,10 +121,41 @@ class Data(Part):
     buckets: PositiveInt = 8
     """Users are hashed into this many buckets; each becomes one shard per split and one unit of parallel work."""
 
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(value)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"'{value}' is no time zone; write an IANA name, as UTC or Europe/Oslo") from None
+        return value
+
     @model_validator(mode="after")
     def _behaviours_need_types(self) -> Self:
-        if self.layout == "behaviours" and not (self.columns.event and self.candidate_event):
+        typed = self.columns.event is not None or bool(self.feedback)
+        if self.layout == "behaviours" and not (typed and self.candidate_event):
             raise ValueError("layout 'behaviours' needs data.columns.event and data.candidate_event")
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_fits(self) -> Self:
+        for i, feedback in enumerate(self.feedback):
+            if feedback.by == "impression":
+                if self.layout == "behaviours":
+                    raise ValueError(
+                        f"data.feedback[{i}].by: layout 'behaviours' knows feedback by user and item; leave `by` out"
+                    )
+                if self.columns.impression is None:
+                    raise ValueError(f"data.feedback[{i}].by: impression needs data.columns.impression")
+            elif feedback.impression is not None:
+                raise ValueError(f"data.feedback[{i}].impression needs by: impression")
+            if feedback.within is not None and self.layout == "behaviours":
+                raise ValueError(
+                    f"data.feedback[{i}].within belongs to layout 'impressions'; give the tasks a `window` instead"
+                )
+        joined = any(feedback.by == "impression" for feedback in self.feedback)
+        if self.columns.impression is not None and not joined:
+            raise ValueError("data.columns.impression is for data.feedback with by: impression; remove it")
         return self
 
 

@@ -75,3 +75,6 @@ class Augment(Part):
     """
     negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share that is kept of the candidates whose observed labels are all 0; each then counts 1 / share in the loss."""
+    domains: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """Share that is kept of what was shown in a domain, as `{home: 0.25}`, list by list; each candidate then counts
+    1 / share in the loss. Of domains that are not named all is kept."""

@@ -12,11 +12,13 @@ class Evaluate(Part):
 
     bootstrap: Annotated[int, Field(ge=0)] = 200
     """Resamplings of users for the intervals; 0 = none."""
-    baselines: list[Literal["constant", "running_rates", "gbdt", "side_features"]] = [
+    baselines: list[Literal["constant", "popularity", "running_rates", "gbdt", "side_features"]] = [
         "constant",
+        "popularity",
         "running_rates",
         "gbdt",
     ]
+    """`popularity`: of tasks that match users with items; others pass it over."""
     batch_requests: PositiveInt = 64
 
 

@@ -101,6 +101,16 @@ class Towers(Part):
     dropout: Dropout = 0.1
 
 
+class Matching(Part):
+    """The vectors of users and items, of tasks of the kinds `retrieval` and `interest_match`; see
+    `mtrec_ray.model.matching`."""
+
+    dim: PositiveInt = 64
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """`cosine`: the vectors have length 1, and each task learns what their inner product is multiplied with. `dot`: the
+    plain inner product."""
+
+
 class Position(Part):
     """What the place on the page does to a label, apart from what the candidate does; see `mtrec_ray.model.position`.
 

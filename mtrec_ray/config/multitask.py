@@ -1,9 +1,10 @@
 """How tasks are combined, and what a step trains."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from mtrec_ray.config.model import RESOLVED
 from mtrec_ray.config.part import Part
 
 
@@ -31,12 +32,42 @@ class Stage(Part):
     """Of `adapters`, only those of this many layers from the top; all by default."""
 
 
+class Adaptive(Part):
+    """Task weights that validation rows steer during the run; see `mtrec_ray.multitask.strategy.adaptive`."""
+
+    main: list[str] = []
+    """The tasks for whose sake the others are trained: these keep their weights. Empty: nothing is steered."""
+    every: PositiveInt = 5
+    """Steps from one look at validation rows to the next; each looks at `evaluate.batch_requests` requests."""
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """By how much a look changes the logarithm of a weight at most."""
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """What a look keeps of the gradients of those before: means over some 1 / (1 - memory) looks are compared."""
+    least: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """What a task's weight is multiplied with, at least, and"""
+    most: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
+    """at most."""
+
+    @model_validator(mode="after")
+    def _nothing_idle(self, info: ValidationInfo) -> Self:
+        idle = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if idle and not self.main and RESOLVED not in (info.context or ()):
+            raise ValueError(f"{idle[0]} does nothing while `main` names no task; name one, or remove {idle[0]}")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.main)
+
+
 class Strategy(Part):
-    """What a step trains: which of the tasks, and which of the weights."""
+    """What a step trains: which of the tasks, with what weights, and which of the model's weights."""
 
     tasks: Literal["joint", "round_robin", "proportional", "annealed"] = "joint"
     """`joint`: all of them in each step. Else one a step: in turn, drawn by their numbers of labels, or so that small
     tasks come up more often as time goes on."""
+    adaptive: Adaptive = Adaptive()
+    """As `{main: [purchase]}`: the other tasks' weights follow how much they help these on validation rows."""
     stages: list[Stage] = []
     """One after the other, as `[{until: 0.3, train: [towers, tables]}, {until: 0.6, layers: 1}, {until: 1}]`."""
 

@@ -7,9 +7,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from mtrec_ray.config.data import Data, History, Split
 from mtrec_ray.config.features import Augment, Features
 from mtrec_ray.config.jobs import Cluster, Evaluate
-from mtrec_ray.config.model import Adapter, Backbone, Position, Towers
+from mtrec_ray.config.model import Adapter, Backbone, Matching, Position, Towers
 from mtrec_ray.config.multitask import Balance, Strategy
 from mtrec_ray.config.part import Part
+from mtrec_ray.config.regularization import Regularization
 from mtrec_ray.config.search import Compare, Tune
 from mtrec_ray.config.task import Task
 from mtrec_ray.config.training import Engine, Pretrain, Train
@@ -34,9 +35,11 @@ class Run(Part):
     backbone: Annotated[Backbone, BeforeValidator(_backbone)] = Backbone()
     adapter: Adapter = Adapter()
     towers: Towers = Towers()
+    matching: Matching = Matching()
     position: Position = Position()
     balance: Balance = Balance()
     strategy: Strategy = Strategy()
+    regularization: Regularization = Regularization()
     train: Train = Train()
     engine: Engine = Engine()
     pretrain: Pretrain = Pretrain()
@@ -61,6 +64,10 @@ class Run(Part):
         for name, task in self.tasks.items():
             if self.data.layout == "behaviours" and task.label is not None:
                 raise ValueError(f"tasks.{name}: layout 'behaviours' needs `event`, not `label`")
-            if self.data.layout == "impressions" and task.event is not None:
+            if self.data.layout == "impressions" and task.event is not None and not self.data.feedback:
                 raise ValueError(f"tasks.{name}: layout 'impressions' needs `label`, not `event`")
+            if self.data.layout == "impressions" and task.event is not None:
+                for part in ("observed", "feedback_time", "feedback_delay"):
+                    if getattr(task, part) is not None:
+                        raise ValueError(f"tasks.{name}: `{part}` belongs to `label`; feedback has its own time")
         return self

@@ -15,8 +15,9 @@ class Task(Part):
 
     `impressions`: `label` is an expression over the log's columns (`click`, `rating >= 4`); it is unobserved where
     the expression is NaN or `observed` is false. `behaviours`: `event` names the event type whose occurrence on
-    the candidate's user and item is the label; with `value` (regression) the label is that column's value. A kind that
-    is an objective over what is shown, as `diversity`, has neither.
+    the candidate's user and item is the label; with `value` (regression) the label is that column's value. So it is
+    with `impressions` whose feedback has files of its own (`data.feedback`). A kind that is an objective over what is
+    shown, as `diversity`, has neither.
     """
 
     kind: str = "binary"
@@ -49,6 +50,11 @@ class Task(Part):
     def labelled(self) -> bool:
         """Whether the log says what came of a row; else the task's labels are all missing."""
         return self.label is not None or self.event is not None
+
+    @property
+    def dated(self) -> bool:
+        """Whether the log says when feedback came, and so of each positive label, but of no negative one, its time."""
+        return self.event is not None or self.feedback_time is not None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -78,7 +78,8 @@ class Train(Part):
     batch_requests: PositiveInt = 32
     """Requests per optimizer step, over all workers."""
     micro_tokens: PositiveInt = 8192
-    """Most tokens of one forward pass on one worker; a longer single request still goes alone."""
+    """Most tokens of one forward pass on one worker, those of all views that `regularization` adds included; a longer
+    single request still goes alone."""
     learning_rate: LearningRate = LearningRate()
     lora_plus: Annotated[float, Field(ge=1)] | None = None
     """LoRA+: the B matrices of LoRA learn at this multiple of `learning_rate.adapters`, the A matrices at that itself.
@@ -95,7 +96,8 @@ class Train(Part):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     evaluations_per_epoch: PositiveInt = 1
     metric: Annotated[str | list[str] | dict[str, float], BeforeValidator(_metrics)] = "auto"
-    """Validation metric that chooses the best checkpoint, as `like/auc`; `auto` = mean AUC of the binary tasks.
+    """Validation metric that chooses the best checkpoint, as `like/auc`; `auto` = mean AUC of the tasks whose main
+    metric it is.
 
     Or several: a list stands for their mean, `{like/auc: 1, rating/rmse: 0.5}` for the sum with these weights; a metric
     of which lower is better is subtracted.

@@ -1,10 +1,11 @@
 """One micro-step's data on one worker: several requests in one packed row, no padding."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from mtrec_ray.model.layout import RequestLayout
+from mtrec_ray.model.layout import RequestLayout, joined
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Batch:
     """float32 [C, T], NaN = not observed"""
     label_weights: torch.Tensor
     """float32 [C, T] how much each label counts in its task's loss: the row's weight, over the share of such rows that
-    the log kept, over the share that `augment.negatives` keeps; 1 without all of these"""
+    the log kept, over the shares that `augment.negatives` and `augment.domains` keep; 1 without all of
+    these"""
     row_ids: torch.Tensor
     """int64 [C] names each candidate, for audits, predictions and stateless dropout"""
     times: torch.Tensor
@@ -62,6 +64,10 @@ class Batch:
     """int64 [C] first history event of the candidate's request, as an index into E"""
     candidate_event_end: torch.Tensor
     """int64 [C] one past the last history event the candidate may see"""
+    catalogue: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [C] row of the catalogue (`data.catalogue`) of each candidate's item; [0] of data without one"""
+    event_catalogue: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [E] row of the catalogue of each history event, likewise"""
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -69,3 +75,28 @@ class Batch:
     @property
     def num_candidates(self) -> int:
         return self.labels.shape[0]
+
+
+_NUMBERED = ("request", "candidate_event_start", "candidate_event_end")
+"""Fields that count requests or events from the batch's first one."""
+
+
+def joined_batches(batches: Sequence[Batch]) -> Batch:
+    """The requests of several batches in one row, batch after batch; all on one device."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name in (f.name for f in fields(Batch) if f.name != "layout"):
+        parts = [getattr(batch, name) for batch in batches]
+        if name in _NUMBERED:
+            parts = [part + first for part, first in zip(parts, _firsts(batches, name), strict=True)]
+        tensors[name] = torch.cat(parts)
+    return Batch(layout=joined(batch.layout for batch in batches), **tensors)
+
+
+def _firsts(batches: Sequence[Batch], name: str) -> list[torch.Tensor | int]:
+    """What the numbers of each batch begin with in the joined one; nothing here waits for the device."""
+    firsts: list[torch.Tensor | int] = [0]
+    for batch in batches[:-1]:
+        # requests stand in their order, so the last candidate's has the largest number
+        size = (batch.request[-1:] + 1).sum() if name == "request" else len(batch.event_item)
+        firsts.append(firsts[-1] + size)
+    return firsts

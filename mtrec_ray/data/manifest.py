@@ -91,6 +91,18 @@ class NumberEntry(_Entry):
     """Distinct, ascending inner quantiles of the train values; the edges of a piecewise-linear encoding."""
 
 
+class CatalogueEntry(_Entry):
+    """The list of all items, `data.catalogue`, which only tasks that match users against items need."""
+
+    path: str
+    """Relative to the prepared folder."""
+    items: int
+    in_train: int
+    """Items with a train row."""
+    categories: list[str]
+    """Those of the manifest's categories that are the item's own, in its order."""
+
+
 class ShardEntry(_Entry):
     """One Parquet file of requests; its lengths are in the sidecar `<stem>.lengths.parquet` beside it."""
 
@@ -137,6 +149,7 @@ class Manifest(_Entry):
     """Parquet files with the pretraining documents (`ids: list<int32>`), relative paths."""
     boundaries: dict[str, int]
     """`train_until`, `valid_until` in microseconds since 1970; empty unless the split is by time."""
+    catalogue: CatalogueEntry | None = None
     counts: dict[str, int]
     """rows_read, rows_quarantined, events, users, items, requests, candidates, cut_texts, duplicates, ..."""
 

@@ -8,17 +8,24 @@ import numpy as np
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest, TaskEntry
-from mtrec_ray.evaluate import gbdt, running_rates
+from mtrec_ray.evaluate import gbdt, popularity, running_rates
 from mtrec_ray.evaluate.candidates import flat, read_shard
 from mtrec_ray.evaluate.scored import Scored
+from mtrec_ray.tasks.kinds import build_kinds
+from mtrec_ray.tasks.matching import MatchingKind
 
 COMPUTED = ("constant", "running_rates", "gbdt")
+"""For tasks of any kind; `popularity` is computed, too, for tasks that match users with items."""
 
 
 def score(name: str, prepared: str, manifest: Manifest, run: Run, splits: list[str]) -> Scored:
-    """The scores of one of `COMPUTED` on the rows of some splits; fitted on train, chosen on valid."""
+    """The scores of one of `COMPUTED`, or of `popularity`, on the rows of some splits; fitted on train, chosen on
+    valid."""
     if name == "constant":
         return constant(prepared, manifest, splits)
+    if name == "popularity":
+        kinds = {k.task.name: k for k in build_kinds(manifest, run.tasks) if isinstance(k, MatchingKind)}
+        return popularity.score(prepared, manifest, kinds, splits)
     if name == "running_rates":
         return running_rates.score(prepared, manifest, run, splits)
     if name == "gbdt":

@@ -152,9 +152,8 @@ def _weighted_auc(labels: np.ndarray, scores: np.ndarray, code: np.ndarray) -> W
 def _weighted_lists(metric: MeanOfLists, rows: Judged, code: np.ndarray) -> Weighted:
     """A list is one user's."""
     values = metric.values(rows)
-    _, first = np.unique(rows.shown, return_index=True)
     defined = ~np.isnan(values)
-    owner, users = code[first[defined]], int(code.max()) + 1
+    owner, users = code[metric.owners(rows)[defined]], int(code.max()) + 1
     return _ratio(np.bincount(owner, weights=values[defined], minlength=users), np.bincount(owner, minlength=users))
 
 

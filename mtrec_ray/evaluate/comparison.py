@@ -1,7 +1,7 @@
 """One split's table: the model and the baselines on the same rows, with intervals, paired differences and slices."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class Comparison:
     """Name -> bool [N]"""
     traits: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Per objective over lists; see `evaluate.facts`"""
+    ranks: Mapping[str, Scores] = field(default_factory=dict)
+    """Per baseline that ranks all items; see `Judged.ranks`"""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ def compare(comparison: Comparison, kinds: Sequence[TaskKind], resampling: Resam
     """
     rows = comparison.rows
     facts = Facts(rows.users, rows.shown, rows.items, comparison.traits)
+    ranks = {"": rows.ranks, **comparison.ranks}
     everything = np.ones(len(rows.row_id), dtype=bool)
     table: dict[str, Any] = {"tasks": {}, "baselines": {name: {} for name in comparison.baselines}}
     for kind in kinds:
         columns = {
             name: scored
             for name, scores in {"": rows.scores, **comparison.baselines}.items()
-            if (scored := judged(kind, rows.labels, scores, facts)) is not None
+            if (scored := judged(kind, rows.labels, scores, replace(facts, ranks=ranks.get(name, {})))) is not None
         }
         entries = _entries(columns, kind, everything, resampling)
         for entry in entries.values():

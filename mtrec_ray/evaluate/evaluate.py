@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from mtrec_ray import config_file
@@ -15,7 +16,7 @@ from mtrec_ray.data.streaming.shards import Shards, load_manifest
 from mtrec_ray.evaluate import baselines, report
 from mtrec_ray.evaluate.comparison import Comparison, Resampling, compare
 from mtrec_ray.evaluate.facts import facts_of
-from mtrec_ray.evaluate.predictions import Rows, read_rows, read_scores
+from mtrec_ray.evaluate.predictions import Rows, Scores, read_rows, read_scores
 from mtrec_ray.evaluate.provenance import provenance
 from mtrec_ray.evaluate.slices import Slicer
 from mtrec_ray.evaluate.training_log import read_log
@@ -24,7 +25,7 @@ from mtrec_ray.tasks.kind import TaskKind
 from mtrec_ray.tasks.kinds import build_kinds
 
 MAX_REASONS = 20
-SIDE_FEATURES = "side_features"
+SIDE_FEATURES, POPULARITY = "side_features", "popularity"
 
 
 def evaluate_run(run_dir: str, prepared: str, run: Run, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -80,6 +81,8 @@ def _score_baselines(
         if name == SIDE_FEATURES:
             extra[name] = f"{run_dir}/{SIDE_FEATURES}/predictions.parquet"
             continue
+        if name == POPULARITY and manifest.catalogue is None:
+            continue
         scored = baselines.score(name, prepared, manifest, run, splits)
         extra[name] = f"{run_dir}/baselines/{name}.parquet"
         scored.write(extra[name])
@@ -97,9 +100,19 @@ def _comparisons(
             {name: read_scores(path, split, part.row_id, tasks) for name, path in files.items()},
             slicer.slices(split, part),
             facts_of(Shards(prepared, manifest, split))(part.row_id, kinds).traits,
+            _ranks(split, part, kinds, files),
         )
         for split, part in rows.items()
     }
+
+
+def _ranks(split: str, rows: Rows, kinds: list[TaskKind], files: dict[str, str]) -> dict[str, Scores]:
+    """Per score file the ranks of the tasks that match, 0 = none."""
+    tasks = [kind.task.name for kind in kinds if kind.matches]
+    if not tasks:
+        return {}
+    found = {name: read_scores(path, split, rows.row_id, tasks, "rank") for name, path in files.items()}
+    return {name: {task: np.nan_to_num(ranks) for task, ranks in of.items()} for name, of in found.items()}
 
 
 def quarantine_reasons(prepared: str) -> dict[str, int]:

@@ -27,6 +27,9 @@ class Facts:
     """[N] any sortable ids; None where no metric asks for them"""
     traits: Mapping[str, np.ndarray] = field(default_factory=dict)
     """[N, ...] per objective over lists; see `Judged.traits`"""
+    ranks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """[N] per task that matches users with items; see `Judged.ranks`. Of one score column, unlike the rest; empty if it
+    ranks no catalogue."""
 
 
 FactsOf = Callable[[np.ndarray, Sequence[TaskKind]], Facts]
@@ -50,6 +53,7 @@ def judged(
         parent_scores=None if parent is None else scores.get(parent),
         items=facts.items,
         traits=facts.traits.get(kind.task.name),
+        ranks=facts.ranks.get(kind.task.name, np.zeros(len(facts.shown))) if kind.matches else None,
     )
 
 

@@ -40,6 +40,9 @@ class Judged(NamedTuple):
     """[N] any sortable ids of the items"""
     traits: np.ndarray | None = None
     """[N, ...] what an objective over lists tells rows apart by; see `tasks.lists.ListObjective.traits`"""
+    ranks: np.ndarray | None = None
+    """[N] of a task that matches users with items: the place of each positive's item among all items, from 1, and 0 for
+    other rows. Then `ndcg`, `mrr` and `recall` are means over the positives, and not over what was shown together."""
 
     def take(self, rows: np.ndarray) -> "Judged":
         """Some of the rows: a mask, or places, which may repeat."""

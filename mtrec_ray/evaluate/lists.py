@@ -65,6 +65,8 @@ def lists_of(rows: Judged, k: int | None) -> Lists:
 
 OfLists = Callable[[Lists], np.ndarray]
 """A value for each list [G], NaN where the list does not define it."""
+OfRanks = Callable[[np.ndarray], np.ndarray]
+"""The same of lists of all items with one positive, from its place [N] in the list, from 1."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class MeanOfLists:
 
     of_lists: OfLists
     k: int | None
+    of_ranks: OfRanks | None = None
+    """Where rows have ranks in the catalogue of all items, each positive is a list of its own."""
 
     def __call__(self, rows: Judged) -> float | None:
         values = self.values(rows)
@@ -80,21 +84,37 @@ class MeanOfLists:
         return float(defined.mean()) if len(defined) else None
 
     def values(self, rows: Judged) -> np.ndarray:
-        """float64 [G], lists ascending by `rows.shown`; NaN = not defined."""
-        return self.of_lists(lists_of(rows, self.k))
+        """float64 [G], lists ascending by `rows.shown`; NaN = not defined. Of ranks in a catalogue [N], one by row."""
+        if rows.ranks is None or self.of_ranks is None:
+            return self.of_lists(lists_of(rows, self.k))
+        place = np.asarray(rows.ranks, dtype=np.float64)
+        inside = place <= (np.inf if self.k is None else self.k)
+        return np.where(place > 0, np.where(inside, self.of_ranks(np.maximum(place, 1)), 0.0), np.nan)
+
+    def owners(self, rows: Judged) -> np.ndarray:
+        """int64 [G]: a row of each of the lists of `values`."""
+        if rows.ranks is not None and self.of_ranks is not None:
+            return np.arange(len(rows.labels))
+        return np.unique(rows.shown, return_index=True)[1]
 
 
-def register_list_metric(name: str) -> Callable[[OfLists], OfLists]:
-    """Decorator: `name` and `name@k` become metrics."""
+OF_RANKS: set[str] = set()
+"""Names of the metrics that rankings of all items have, too."""
+
+
+def register_list_metric(name: str, of_ranks: OfRanks | None = None) -> Callable[[OfLists], OfLists]:
+    """Decorator: `name` and `name@k` become metrics; `of_ranks`: what they are in a ranking of all items."""
 
     def add(of_lists: OfLists) -> OfLists:
-        METRICS.register_head(name, lambda k: MeanOfLists(of_lists, k))
+        METRICS.register_head(name, lambda k: MeanOfLists(of_lists, k, of_ranks))
+        if of_ranks is not None:
+            OF_RANKS.add(name)
         return of_lists
 
     return add
 
 
-@register_list_metric("ndcg")
+@register_list_metric("ndcg", lambda place: 1 / np.log2(1 + place))
 def ndcg(lists: Lists) -> np.ndarray:
     """Discounted gain 1 / log2(1 + rank) of the positives over that of the best order (Järvelin & Kekäläinen 2002)."""
     discounts = np.zeros(int(lists.size.max(initial=0)) + 1)
@@ -107,7 +127,7 @@ def ndcg(lists: Lists) -> np.ndarray:
     return np.divide(lists.sum((lists.rows.labels > 0) * of_row), best, out=positives * np.nan, where=best > 0)
 
 
-@register_list_metric("mrr")
+@register_list_metric("mrr", lambda place: 1 / place)
 def mrr(lists: Lists) -> np.ndarray:
     """1 / rank of the first positive, 0 where it is not in the head."""
     positives = lists.positives
@@ -132,7 +152,7 @@ def mrr(lists: Lists) -> np.ndarray:
     return np.where(np.isnan(positives), np.nan, value)
 
 
-@register_list_metric("recall")
+@register_list_metric("recall", np.ones_like)
 def recall(lists: Lists) -> np.ndarray:
     """Share of the positives that stand in the head."""
     return lists.sum((lists.rows.labels > 0) * lists.in_head) / lists.positives

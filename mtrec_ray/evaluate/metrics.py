@@ -300,4 +300,6 @@ def _reason(name: str, rows: Judged) -> str:
             return "no scores of the parent task"
         given, _ = given_parent(rows)
         return _reason(CONDITIONAL[name], given) if len(given.labels) else "no rows on which the parent task happened"
+    if rows.ranks is not None and isinstance(METRICS[name], MeanOfLists) and len(rows.labels):
+        return "no ranks among all items" if (rows.labels > 0).any() else "no row with label 1"
     return _REASONS.get(base_name(name), "not defined on these rows") if len(rows.labels) else "no observed rows"

@@ -1,6 +1,6 @@
 """Scores per row: `predictions.parquet` of a run, and the score files of baselines that are set beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ class Rows:
     labels: Scores
     """[N] per task, NaN = not observed"""
     scores: Scores
+    ranks: Scores = field(default_factory=dict)
+    """[N] per task that matches users with items: see `Judged.ranks`"""
 
 
 def read_table(path: str, columns: list[str]) -> pa.Table:
@@ -81,11 +83,17 @@ def _rows(table: pa.Table, tasks: list[str]) -> Rows:
         said={name: _strings(table, name) for name in CODED if name in table.column_names},
         labels={task: to_numpy(table.column(f"label.{task}")) for task in tasks},
         scores={task: to_numpy(table.column(f"score.{task}")) for task in tasks},
+        ranks={
+            task: np.nan_to_num(to_numpy(table.column(f"rank.{task}")))
+            for task in tasks
+            if f"rank.{task}" in table.column_names
+        },
     )
 
 
-def read_scores(path: str, split: str, row_id: np.ndarray, tasks: list[str]) -> Scores:
-    """The scores that a file (`split, row_id, score.<task>`) gives to these rows [N], in their order.
+def read_scores(path: str, split: str, row_id: np.ndarray, tasks: list[str], column: str = "score") -> Scores:
+    """The scores that a file (`split, row_id, score.<task>`) gives to these rows [N], in their order; or `column:
+    rank`, its ranks, NaN where there is none.
 
     A task without a column in the file, or whose scores are all null, is left out.
 
@@ -99,9 +107,9 @@ def read_scores(path: str, split: str, row_id: np.ndarray, tasks: list[str]) -> 
             f"{path} scores {table.num_rows} rows of split '{split}', but not row_id {row_id[places < 0][0]} "
             f"({int((places < 0).sum())} of {len(row_id)} rows missing). Both must come from the same prepared data."
         )
-    columns = {task: f"score.{task}" for task in tasks if f"score.{task}" in table.column_names}
+    columns = {task: f"{column}.{task}" for task in tasks if f"{column}.{task}" in table.column_names}
     chosen = {task: table.column(name).take(pa.array(places)) for task, name in columns.items()}
-    return {task: to_numpy(column) for task, column in chosen.items() if column.null_count < len(column)}
+    return {task: to_numpy(values) for task, values in chosen.items() if values.null_count < len(values)}
 
 
 def positions(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

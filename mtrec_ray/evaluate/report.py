@@ -93,6 +93,7 @@ def task_section(
         "verdicts": tables.verdicts(kind.reported, entry),
         "covered": entry.get("gauc_covered"),
         "lists": entry.get("lists"),
+        "matches": kind.matches,
         "slices": tables.slice_rows(main, entry),
         "slice_metrics": [tables.metric_title(metric) for metric in main],
         "reference": tables.baseline_title(tables.reference_of(entry) or ""),
@@ -128,6 +129,8 @@ def _task_figures(task: TaskEntry, calibrated: bool, comparison: Comparison, pen
         tables.MODEL: comparison.rows.scores,
         **{tables.baseline_title(n): s for n, s in comparison.baselines.items()},
     }
+    if task.labels == "binary" and len(np.unique(labels)) < 2:
+        return []
     scores = {title: column[task.name][observed] for title, column in columns.items() if task.name in column}
     varied = {title: column for title, column in scores.items() if np.ptp(column) > 0} if len(labels) else {}
     if not varied:
@@ -193,6 +196,18 @@ BETWEEN = {
         "Weights of the balance method",
         "weight",
         "What the method multiplies each task with, beside the task's own weight; 1 is the plain sum.",
+    ),
+    "factor/": (
+        "Weights steered by validation",
+        "factor",
+        "What each task's own weight is multiplied with; main tasks keep 1. Validation rows take part in training by "
+        "this, so validation figures are slightly optimistic.",
+    ),
+    "agreement/": (
+        "Agreement with validation",
+        "cosine",
+        "Cosine between a task's gradient on train rows and that of the main tasks on validation rows, at the last "
+        "layer that all share. Above 0 a task helps the main ones and gains weight.",
     ),
     "gate/": (
         "Use of experts",

@@ -11,12 +11,13 @@ from mtrec_ray.evaluate.judged import base_name
 MODEL = "this model"
 TITLES = {
     "constant": "constant",
+    "popularity": "popularity",
     "running_rates": "running rates",
     "gbdt": "gradient-boosted trees",
     "side_features": "side features only",
 }
-REFERENCES = ("gbdt", "side_features", "running_rates", "constant")
-"""Verdicts and slices compare with the first of these that scored the task."""
+REFERENCES = ("popularity", "gbdt", "side_features", "running_rates", "constant")
+"""Verdicts and slices compare with the first of these that scored the task; `popularity` is for tasks that match."""
 METRICS = {
     "auc": ("AUC", "chance that a random positive is scored above a random negative; 0.5 is guessing"),
     "gauc": ("GAUC", "AUC within each user, weighted by rows, over the users who have both classes"),
@@ -29,14 +30,15 @@ METRICS = {
     "rank_mae": ("rank error", "classes between the label and the median of the predicted distribution; a mean"),
     "cvr_auc": ("CVR AUC", "AUC of score / parent's score, on the rows whose parent happened"),
     "cvr_logloss": ("CVR log loss", "log loss of score / parent's score, on the rows whose parent happened"),
-    "ndcg": ("NDCG", "how near the positives stand to the top of what was shown together; 1 is the best order"),
-    "mrr": ("MRR", "1 / rank of the first positive of what was shown together"),
-    "recall": ("recall", "share of the positives that stand in the head of what was shown together"),
+    "ndcg": ("NDCG", "how near the positives stand to the top of their list; 1 is the best order"),
+    "mrr": ("MRR", "1 / rank of the first positive of a list"),
+    "recall": ("recall", "share of the positives that stand in the head of their list"),
     "ild": ("ILD", "how unlike the items in the head of a list are, by their categories; 1 is nothing in common"),
     "novelty": ("novelty", "−log2 of the item's share of the train rows, in bits, a mean over the head of a list"),
     "coverage": ("coverage", "share of all items shown that stand in the head of some list"),
 }
-"""By base name title and one line of help; a guest's metric stands under its own name."""
+"""By base name title and one line of help; a guest's metric stands under its own name. A list is what was shown
+together, or, of tasks that match users with items, one positive among all items of its time."""
 
 
 @dataclass(frozen=True)

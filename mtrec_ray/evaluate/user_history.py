@@ -50,8 +50,7 @@ class UserHistory:
         values, weights = label_values(tasks, feedback)
         first = _first_of_pair(user, item)
         for t, task in enumerate(tasks):
-            late = run.data.layout == "behaviours" or run.tasks[task.name].feedback_time is not None
-            if task.labels == "binary" and late:
+            if task.labels == "binary" and run.tasks[task.name].dated:
                 weights[:, t] = first
         self.times = np.unique(known_after)
         self.keys = self._key(user, np.searchsorted(self.times, known_after))

@@ -52,7 +52,7 @@ def order_settings(run: Run, split: str, world_size: int) -> OrderSettings:
         split=split,
         seed=run.seed,
         batch_requests=run.train.batch_requests if train else run.evaluate.batch_requests,
-        micro_tokens=run.train.micro_tokens,
+        micro_tokens=max(1, run.train.micro_tokens // (run.regularization.views if train else 1)),
         world_size=world_size,
         shuffle=train,
     )

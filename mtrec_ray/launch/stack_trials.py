@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from mtrec_ray.config import Augment, Run
+from mtrec_ray.data.catalogue import Catalogue, load_catalogue
 from mtrec_ray.data.streaming.chunks import RayChunks, open_order
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import OrderSettings
@@ -65,6 +66,7 @@ class StackTrials:
         """`run`: what all trials have in common. `expected`: how many are about to start."""
         self._run, self._prepared = run, prepared
         self._stack: Stack | None = None
+        self._catalogue: Catalogue | None = None
         self._streams: WeakValueDictionary[tuple[OrderSettings, str], SharedSteps] = WeakValueDictionary()
         """Of the trials that are here; a stream ends with the last of them"""
         self._slots: dict[str, _Slot] = {}
@@ -91,6 +93,7 @@ class StackTrials:
             if backbone is not None:
                 backbone.to(device)
                 choose_mode(backbone, "require")
+            self._catalogue = load_catalogue(self._prepared, manifest)
             self._stack = Stack(backbone, manifest, run, device)
 
     def load(self) -> int:
@@ -177,7 +180,7 @@ class StackTrials:
     def _data(self, run: Run) -> TrainingData:
         train = self._stream(order_settings(run, "train", 1), run)
         valid = self._stream(order_settings(run, "valid", 1), run.model_copy(update={"augment": Augment()}))
-        return TrainingData(train, valid, facts_of(valid.order.shards))
+        return TrainingData(train, valid, facts_of(valid.order.shards), self._catalogue)
 
     def _stream(self, settings: OrderSettings, run: Run) -> SharedSteps:
         """The stream of an order, one for all trials that have it and change its requests alike."""

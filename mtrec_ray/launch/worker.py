@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.chunks import open_order
@@ -57,7 +58,7 @@ def score_worker(relay: Relay, run: Run, prepared: str, run_folder: str, title: 
     """Scores valid and test with the run's best checkpoint; rank 0 writes."""
     worker = Worker(relay, run, prepared, _ShowingContext(run_folder, relay), title)
     manifest, context = worker.manifest, worker.context
-    engine, unpacked = open_engine(run, manifest, context.device, worker.build_backbone)
+    engine, unpacked = open_engine(run, manifest, context.device, worker.build_backbone, catalogue=worker.catalogue)
     with checkpoint.fetched(f"{context.run_folder}/checkpoint") as folder:
         best = checkpoint.read(folder)
     if unpacked is not None and worker.leads:
@@ -81,6 +82,7 @@ class Worker:
         self.context = context
         self.leads = self.context.world_rank == 0
         self.manifest: Manifest = load_manifest(prepared)
+        self.catalogue = load_catalogue(prepared, self.manifest)
         self.build_backbone = BackboneBuilder(run, prepared, self.manifest)
         self.collator = Collator(self.manifest, reads_causally(run))
 
@@ -94,7 +96,7 @@ class Worker:
     def training_data(self) -> TrainingData:
         valid = self.stream("valid")
         train = self.stream("train", open_augmenter(self.run, self.prepared, self.manifest))
-        return TrainingData(train, valid, facts_of(valid.order.shards))
+        return TrainingData(train, valid, facts_of(valid.order.shards), self.catalogue)
 
     def shown(self, stream: Any, what: str) -> Any:
         return _Shown(stream, self.relay, f"{self.title}{what}") if self.leads else stream

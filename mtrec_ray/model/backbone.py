@@ -112,8 +112,12 @@ class Backbone(nn.Module):
         *,
         key: DropoutKey | None = None,
         token_uids: torch.Tensor | None = None,
+        history: bool = False,
     ) -> torch.Tensor:
         """ids int64 [L] -> [C, hidden_size], in the model's precision; `layout` on the device of `ids`.
+
+        With `history` [C, 2 hidden_size]: behind each candidate's own state the one at the last history token that it
+        sees, which knows nothing of the candidate; of any value where it sees none.
 
         `key` and `token_uids` (int64 [L]) are needed in training if an adapter has dropout. Without candidates the
         result is empty, but its gradient is defined, and zero, for every trained weight: all workers run the same
@@ -122,12 +126,17 @@ class Backbone(nn.Module):
         if layout.causal != self.causal:
             raise ValueError(f"a layout with causal={layout.causal} for a backbone with causal={self.causal}")
         if layout.num_candidates == 0:
-            return self._forward_nothing(ids.device, key)
+            return self._forward_nothing(ids.device, key, history)
         largest_id = int(ids.max()) if ids.device.type == "cpu" else None
         self.check_capacity(largest_id, layout.largest_position)
         if self._mode == "packed":
-            return self._forward_packed(ids, layout, key, token_uids)
-        return self._forward_separate(ids, layout, key, token_uids)
+            return self._forward_packed(ids, layout, key, token_uids, history)
+        return self._forward_separate(ids, layout, key, token_uids, history)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids int64 [...] -> [..., hidden_size]: what the model reads in place of the tokens."""
+        embedded: torch.Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
 
     def check_capacity(self, largest_id: int | None, largest_position: int) -> None:
         """Raises `BackboneError` if the model has no embedding for the id, or was not made for the position."""
@@ -143,11 +152,11 @@ class Backbone(nn.Module):
             )
 
     def _forward_packed(
-        self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None
+        self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None, history: bool
     ) -> torch.Tensor:
         with self.dropout.use(key, None if uids is None else uids[None]):
             hidden = self.read_packed(ids, layout)
-        return self.pool_packed(hidden, layout)
+        return self.pool_packed(hidden, layout, history)
 
     def read_packed(self, ids: torch.Tensor, layout: RequestLayout) -> torch.Tensor:
         """Last hidden states of a packed row [L, hidden_size]."""
@@ -158,12 +167,16 @@ class Backbone(nn.Module):
         hidden: torch.Tensor = outputs.last_hidden_state[0]
         return hidden
 
-    def pool_packed(self, hidden: torch.Tensor, layout: RequestLayout) -> torch.Tensor:
-        """Hidden states [L, hidden_size] -> [C, hidden_size]."""
-        return self._pool(hidden, layout.candidate_start, layout.candidate_length, layout)
+    def pool_packed(self, hidden: torch.Tensor, layout: RequestLayout, history: bool = False) -> torch.Tensor:
+        """Hidden states [L, hidden_size] -> [C, hidden_size], or with `history` [C, 2 hidden_size]."""
+        own = self._pool(hidden, layout.candidate_start, layout.candidate_length, layout)
+        if not history:
+            return own
+        last = layout.history_start[layout.candidate_request] + (layout.candidate_end - 1).clamp(min=0)
+        return torch.cat([own, hidden[last]], dim=1)
 
     def _forward_separate(
-        self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None
+        self, ids: torch.Tensor, layout: RequestLayout, key: DropoutKey | None, uids: torch.Tensor | None, history: bool
     ) -> torch.Tensor:
         batch = layout.separate()
         self._check_window(layout)
@@ -171,15 +184,17 @@ class Backbone(nn.Module):
         mask = None if self.causal else self._encoder_mask(batch)
         with self.dropout.use(key, None if uids is None else uids[batch.tokens]):
             hidden = self.model(input_ids=ids[batch.tokens], attention_mask=mask, **self._no_cache()).last_hidden_state
-        first = torch.arange(len(batch.end), device=ids.device) * hidden.shape[1] + batch.end
-        return self._pool(hidden.flatten(0, 1), first, batch.length - batch.end, layout)
+        start = torch.arange(len(batch.end), device=ids.device) * hidden.shape[1]
+        hidden = hidden.flatten(0, 1)
+        own = self._pool(hidden, start + batch.end, batch.length - batch.end, layout)
+        return torch.cat([own, hidden[start + (batch.end - 1).clamp(min=0)]], dim=1) if history else own
 
-    def _forward_nothing(self, device: torch.device, key: DropoutKey | None) -> torch.Tensor:
+    def _forward_nothing(self, device: torch.device, key: DropoutKey | None, history: bool) -> torch.Tensor:
         """Runs one token and selects none of its output."""
         one = torch.zeros(1, dtype=torch.int64, device=device)
         layout = RequestLayout.from_lengths([0], [[1]], [[0]], causal=self.causal).to(device)
         forward = self._forward_packed if self._mode == "packed" else self._forward_separate
-        return forward(one, layout, key, one)[:0]
+        return forward(one, layout, key, one, history)[:0]
 
     def _pool(
         self, hidden: torch.Tensor, first: torch.Tensor, length: torch.Tensor, layout: RequestLayout

@@ -88,7 +88,11 @@ class CategoryTable(nn.Module):
         self.out_dim = dim
 
     def forward(self, batch: Batch) -> Tensor:
-        values = batch.categories[:, self.columns]
+        return self.of(batch.categories)
+
+    def of(self, categories: Tensor) -> Tensor:
+        """int64 [N, G] -> [N, out_dim]"""
+        values = categories[:, self.columns]
         present = (values >= 0)[..., None]
         vectors: Tensor = (self.table(values.clamp(min=0)) * present).sum(1)
         return vectors / present.sum(1).clamp(min=1)

@@ -10,7 +10,7 @@ there, so that it is the sequence `history[:end] + candidate` which the row need
 share one end; ends that differ make a *staircase*.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -199,6 +199,22 @@ class RequestLayout:
 
     def _request_lengths(self) -> IntArray:
         return np.diff(self.host["history_start"], append=self.length)
+
+
+def joined(layouts: Iterable[RequestLayout]) -> RequestLayout:
+    """The layout of rows laid one after the other, on the device of the first."""
+    rows = list(layouts)
+    if len(rows) == 1:
+        return rows[0]
+    counts = [np.bincount(row.host["candidate_request"], minlength=row.num_requests) for row in rows]
+    whole = RequestLayout.from_arrays(
+        np.concatenate([row.host["history_length"] for row in rows]),
+        np.concatenate(counts),
+        np.concatenate([row.host["candidate_length"] for row in rows]),
+        np.concatenate([row.host["candidate_end"] for row in rows]),
+        causal=rows[0].causal,
+    )
+    return whole.to(rows[0].device)
 
 
 def _int64(values: Sequence[int] | IntArray) -> IntArray:

@@ -149,10 +149,12 @@ def check_position(run: Run) -> None:
             )
     if config.method == "none" and not config.inverse_propensity:
         return
-    labelled = [name for name, task in run.tasks.items() if KINDS[task.kind].labels == "binary"]
+    labelled = [name for name, task in run.tasks.items() if _may_be_placed(KINDS[task.kind])]
     for name in config.tasks or []:
         if name not in labelled:
             what = f"kind '{run.tasks[name].kind}' has other labels" if name in run.tasks else "there is no such task"
+            if name in run.tasks and KINDS[run.tasks[name].kind].matches:
+                what = f"kind '{run.tasks[name].kind}' matches users with items wherever these were shown"
             raise ConfigError(
                 f"position.tasks: '{name}' must be a task with labels 0 and 1, but {what}.{suggest(name, labelled)}"
             )
@@ -160,6 +162,10 @@ def check_position(run: Run) -> None:
         raise ConfigError(
             "position: no task has labels 0 and 1, so there is nothing that it could act on; leave it out."
         )
+
+
+def _may_be_placed(kind: type[TaskKind]) -> bool:
+    return kind.labels == "binary" and not kind.matches
 
 
 def check_known_positions(run: Run, manifest: Manifest) -> None:

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from mtrec_ray.config import Run, Stage
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, DropoutKey, feature_uids
 from mtrec_ray.model.features import SideFeatures
 from mtrec_ray.model.layers import IN_BACKBONE, layers_above
 from mtrec_ray.model.layout import RequestLayout
+from mtrec_ray.model.matching import Matcher
 from mtrec_ray.model.position import PositionEffect, PositionFeature
 from mtrec_ray.model.towers import TOWERS
 from mtrec_ray.multitask.balancing.point import Point
@@ -26,19 +28,27 @@ class CandidateReader(Protocol):
     hidden_size: int
 
     def __call__(
-        self, ids: Tensor, layout: RequestLayout, *, key: DropoutKey | None, token_uids: Tensor | None
+        self, ids: Tensor, layout: RequestLayout, *, key: DropoutKey | None, token_uids: Tensor | None, history: bool
     ) -> Tensor: ...
+
+    def embed(self, ids: Tensor) -> Tensor: ...
 
 
 class Recommender(nn.Module):
     """`Batch` -> logits {task: [C, outputs]}: one mapping that all tasks read, or one for each.
+
+    Tasks that match a user with an item have theirs from `matcher`, all others from towers on z; without one of these z
+    is neither computed nor trained.
 
     The first weights depend on `run.seed` alone. With `engine.precision: bf16` the backbone computes in bfloat16 under
     autocast, while all that is trained, and all after the backbone, stays in float32: so the frozen weights need no
     master copy, and no engine has to know of the precision.
     """
 
-    def __init__(self, backbone: nn.Module | None, manifest: Manifest, run: Run) -> None:
+    def __init__(
+        self, backbone: nn.Module | None, manifest: Manifest, run: Run, catalogue: Catalogue | None = None
+    ) -> None:
+        """`catalogue`: of the prepared data; needed by tasks that match."""
         super().__init__()
         self.backbone = backbone
         self.bf16 = run.engine.precision == "bf16"
@@ -65,6 +75,14 @@ class Recommender(nn.Module):
             self.position = None
             if run.position.method in ("additive", "pal"):
                 self.position = PositionEffect(manifest, kinds, run.position, self.context)
+            self.matcher = None
+            if any(kind.matches for kind in kinds):
+                assert catalogue is not None, "prepared data with tasks that match has a catalogue"
+                size = None if backbone is None else cast(CandidateReader, backbone).hidden_size
+                self.matcher = Matcher(manifest, catalogue, kinds, run.matching, run.features, size, self.context)
+        if not self.towers.names:
+            for part in (self.side, self.fuse, self.towers, *([] if backbone is None else [self.text])):
+                part.requires_grad_(False)
         self.reads = [kind.reads for kind in kinds]
         self.learnable = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         """Names of all that is trained in some stage of the run; `train_stage` says in which."""
@@ -75,14 +93,25 @@ class Recommender(nn.Module):
         Every tower is computed also for zero candidates, so that every worker takes part in every exchange.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and (point is None or point.trains_below)):
-            z = self.represent(batch, key)
+            own, past = self._read(batch, key)
+            z = self._fused(batch, key, own) if self.towers.names else None
         with self.context.use(key, feature_uids(batch.row_ids)):
+            matched: Logits = {}
+            if self.matcher is not None:
+                embed = None if self.backbone is None else cast(CandidateReader, self.backbone).embed
+                matched = self.matcher(batch, past, embed)
+            if z is None:
+                return [matched]
+            towered = [[name for name in names if name not in matched] for names in self.reads]
             if point is None:
-                every = list(dict.fromkeys(name for names in self.reads for name in names))
-                views = [self.towers(z, batch.domain, every)]
+                every = list(dict.fromkeys(name for names in towered for name in names))
+                views = [self.towers(z, batch.domain, every) | matched]
             else:
                 copies = point.split(z, len(self.reads))
-                views = [self.towers(own, batch.domain, names) for own, names in zip(copies, self.reads, strict=True)]
+                views = [
+                    self.towers(copy, batch.domain, names) if names else matched
+                    for copy, names in zip(copies, towered, strict=True)
+                ]
             if self.position is None:
                 return views
             effects = self.position(batch)
@@ -90,12 +119,24 @@ class Recommender(nn.Module):
 
     def represent(self, batch: Batch, key: DropoutKey | None = None) -> Tensor:
         """z [C, z_dim]: what all towers read."""
+        return self._fused(batch, key, self._read(batch, key)[0])
+
+    def _read(self, batch: Batch, key: DropoutKey | None) -> tuple[Tensor | None, Tensor | None]:
+        """The backbone's states [C, H] of candidates and, for a matcher, of the histories that they see."""
+        if self.backbone is None:
+            return None, None
+        history = self.matcher is not None
+        with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            hidden = self.backbone(batch.ids, batch.layout, key=key, token_uids=batch.token_uids, history=history)
+        hidden = hidden.to(next(self.text.parameters()).dtype)
+        own, *past = hidden.chunk(2, dim=1) if history else (hidden,)
+        return own, past[0] if past else None
+
+    def _fused(self, batch: Batch, key: DropoutKey | None, own: Tensor | None) -> Tensor:
         with self.context.use(key, feature_uids(batch.row_ids)):
             parts = [self.side(batch)]
-        if self.backbone is not None:
-            with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                hidden = self.backbone(batch.ids, batch.layout, key=key, token_uids=batch.token_uids)
-            parts.append(self.text(hidden.to(next(self.text.parameters()).dtype)))
+        if own is not None:
+            parts.append(self.text(own))
         z: Tensor = self.fuse(torch.cat(parts, dim=1))
         return z
 
@@ -125,8 +166,8 @@ class Recommender(nn.Module):
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trained parameters by name: `adapters` in the backbone, `tables` of ids, categories and places, `towers` the
-        rest."""
-        parts = [part for part in (self.side, self.position) if part is not None]
+        rest, the layers of the matcher among them."""
+        parts = [part for part in (self.side, self.position, self.matcher) if part is not None]
         tables = {id(m.weight) for part in parts for m in part.modules() if isinstance(m, nn.Embedding)}
         groups: dict[str, dict[str, nn.Parameter]] = {"adapters": {}, "towers": {}, "tables": {}}
         for name, parameter in self.named_parameters():

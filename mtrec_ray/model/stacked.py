@@ -23,7 +23,7 @@ from mtrec_ray.model.adapters.injection import ADAPTER, low_rank_layers
 from mtrec_ray.model.backbone import Backbone
 from mtrec_ray.model.dropout import DropoutContext, DropoutKey
 from mtrec_ray.model.layers import layer_stack
-from mtrec_ray.model.layout import RequestLayout
+from mtrec_ray.model.layout import RequestLayout, joined
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Part:
     layout: RequestLayout
     key: DropoutKey | None
     token_uids: Tensor | None
+    history: bool
 
 
 @dataclass
@@ -98,10 +99,11 @@ class StackedBackbone:
         adapters = dict(low_rank_layers(skeleton.model))
         for name in adapters:
             self._make_stacked(name)
-        return SlotBackbone(skeleton, adapters, self._lowest(adapters))
+        return SlotBackbone(skeleton, adapters, self._lowest(adapters), self.backbone.embed)
 
     def forward(self, parts: Sequence[Part], training: bool) -> list[Tensor]:
-        """[C, hidden_size] of each part, as `Backbone.forward` would give it to the trial alone."""
+        """[C, hidden_size] of each part, or [C, 2 hidden_size], as `Backbone.forward` would give it to the trial
+        alone."""
         backbone = self.backbone
         if backbone.training != training:
             backbone.train(training)
@@ -113,8 +115,9 @@ class StackedBackbone:
         assert row.layout is not None
         if row.repeat is not None and row.first_layer == self._depth:
             hidden = hidden.index_select(0, row.repeat)
-        pooled = backbone.pool_packed(hidden, row.layout)
-        return list(pooled.split([part.layout.num_candidates for part in parts]))
+        pooled = backbone.pool_packed(hidden, row.layout, any(part.history for part in parts))
+        each = pooled.split([part.layout.num_candidates for part in parts])
+        return [own if part.history else own[:, : backbone.hidden_size] for own, part in zip(each, parts, strict=True)]
 
     def kept_tokens(self, parts: Sequence[Part]) -> float:
         """Tokens whose activations a row of these parts keeps for its backward pass, in tokens through all layers.
@@ -144,7 +147,7 @@ class StackedBackbone:
 
     def _row(self, parts: Sequence[Part]) -> tuple[_Row, Tensor, RequestLayout]:
         """The row, and token ids and layout of its trunk."""
-        layout = join(part.layout for part in parts)
+        layout = joined(part.layout for part in parts)
         lengths = [part.layout.length for part in parts]
         ends = np.cumsum(lengths)
         spans = [(int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True)]
@@ -163,7 +166,7 @@ class StackedBackbone:
             repeat=torch.from_numpy(repeat).to(parts[0].ids.device),
             layout=layout,
         )
-        return row, torch.cat([part.ids for part in distinct]), join(part.layout for part in distinct)
+        return row, torch.cat([part.ids for part in distinct]), joined(part.layout for part in distinct)
 
     def _repeater(self, number: int) -> Any:
         """The hook of layer `number`: repeats the hidden states at `first_layer`, and from there on all else."""
@@ -190,8 +193,16 @@ class SlotBackbone(nn.Module):
     leaf of the trial's graph; `pending` holds them with those of the row, until the trial's backward pass is done.
     """
 
-    def __init__(self, skeleton: Backbone, adapters: dict[str, LoraLayer], first_layer: int) -> None:
+    def __init__(
+        self,
+        skeleton: Backbone,
+        adapters: dict[str, LoraLayer],
+        first_layer: int,
+        embed: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`embed`: of the stacked backbone, whose weights the skeleton does not have."""
         super().__init__()
+        self.embed = embed
         self.model = skeleton.model
         self.hidden_size = skeleton.hidden_size
         self.first_layer = first_layer
@@ -215,10 +226,11 @@ class SlotBackbone(nn.Module):
         *,
         key: DropoutKey | None = None,
         token_uids: Tensor | None = None,
+        history: bool = False,
     ) -> Tensor:
         if self.ask is None:
             raise ValueError("this trial belongs to no stack")
-        hidden = self.ask(Part(self, ids, layout, key, token_uids))
+        hidden = self.ask(Part(self, ids, layout, key, token_uids, history))
         if not hidden.requires_grad:
             return hidden
         leaf = hidden.detach().requires_grad_()
@@ -311,23 +323,6 @@ class _LowRankUpdates(torch.autograd.Function):
             if of_x is not None:
                 span.of(of_x).copy_(span.dropout(of_low @ down.to(own.dtype)))
         return of_out, of_x, None, *of_weights
-
-
-def join(layouts: Any) -> RequestLayout:
-    """The layout of rows laid one after the other, on the device of the first."""
-    layouts = list(layouts)
-    if len(layouts) == 1:
-        only: RequestLayout = layouts[0]
-        return only
-    counts = [np.bincount(part.host["candidate_request"], minlength=part.num_requests) for part in layouts]
-    joined = RequestLayout.from_arrays(
-        np.concatenate([part.host["history_length"] for part in layouts]),
-        np.concatenate(counts),
-        np.concatenate([part.host["candidate_length"] for part in layouts]),
-        np.concatenate([part.host["candidate_end"] for part in layouts]),
-        causal=layouts[0].causal,
-    )
-    return joined.to(layouts[0].device)
 
 
 def _distinct(parts: Sequence[Part]) -> tuple[list[Part], list[int]]:

@@ -51,6 +51,16 @@ class Objective:
         candidates = self._weighted(candidates)
         return torch.stack([self._row_losses(views, candidates, t).sum() for t in range(len(self.kinds))])
 
+    def divergence_sums(self, first: Views, second: Views, candidates: Candidates) -> Tensor:
+        """Per task the weighted sum of how far two predictions of each candidate are apart: [T]."""
+        candidates = self._weighted(candidates)
+        sums = []
+        for t, kind in enumerate(self.kinds):
+            weights = kind.weights(candidates)
+            apart = kind.divergence(_read_by(t, first), _read_by(t, second), candidates)
+            sums.append(torch.where(weights > 0, apart * weights.to(apart.dtype), 0.0).sum())
+        return torch.stack(sums)
+
     def row_losses(self, views: Views, candidates: Candidates, t: int) -> Tensor:
         """[C] weight times loss of each candidate for task t; 0 where the weight is 0, whatever the loss."""
         return self._row_losses(views, self._weighted(candidates), t)
@@ -58,7 +68,7 @@ class Objective:
     def _row_losses(self, views: Views, candidates: Candidates, t: int) -> Tensor:
         kind = self.kinds[t]
         weights = kind.weights(candidates)
-        losses = kind.losses(views[t] if len(views) > 1 else views[0], candidates)
+        losses = kind.losses(_read_by(t, views), candidates)
         return torch.where(weights > 0, losses * weights.to(losses.dtype), 0.0)
 
     def _weighted(self, candidates: Candidates) -> Candidates:
@@ -82,6 +92,10 @@ class Objective:
         A task of weight 0 adds an exact zero even where its own loss is infinite.
         """
         return torch.where(scales > 0, sums * scales.to(sums.dtype), 0.0).sum()
+
+
+def _read_by(t: int, views: Views) -> Logits:
+    return views[t] if len(views) > 1 else views[0]
 
 
 def make_objective(run: Run, manifest: Manifest) -> Objective:

@@ -14,6 +14,9 @@ from mtrec_ray.config import ADAPTER_FIELDS, Run
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.engine.optimizer import idle_settings
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.model.towers import TOWERS
+from mtrec_ray.multitask.balancing import METHODS
+from mtrec_ray.tasks.kinds import KINDS
 from mtrec_ray.train.pretrained import NANO, NONE, backbone_folder
 
 LOGS = "what the logs say is prepared once, before the first trial"
@@ -47,8 +50,9 @@ FIXED = {
 """Paths, or the parts they belong to, with the reason why they are not searched."""
 LENGTHS = ("train.epochs", "train.max_steps")
 SEARCHED = (
-    "train.learning_rate.*, train.weight_decay.*, train.batch_requests and the like; tasks.<name>.weight; adapter.*; "
-    "towers.*; features.*_dim, features.hidden and dropout; augment.*; position.*; engine.optimizer"
+    "train.learning_rate.*, train.weight_decay.*, train.batch_requests and the like; tasks.<name>.weight and params.*; "
+    "adapter.*; towers.*; balance.*; features.*_dim, features.hidden and dropout; "
+    "augment.*; regularization.*; position.*; engine.optimizer"
 )
 
 
@@ -65,9 +69,22 @@ def leaves(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
+def all_values(run: Run) -> dict[str, Any]:
+    """Every dotted path that a run has a value for: its config's, and the parameters of the parts that it names, as
+    `tasks.like.params.gamma`, with their defaults.
+    """
+    found = dict(leaves(run))
+    parts = {f"tasks.{name}.params": KINDS[task.kind].check(name, task.params) for name, task in run.tasks.items()}
+    parts["towers.params"] = TOWERS[run.towers.kind].check(run.towers.params)
+    parts["balance.params"] = METHODS[run.balance.method].check(run.balance.params)
+    for path, part in parts.items():
+        found |= leaves(part, f"{path}.")
+    return found
+
+
 def check_path(where: str, path: str, run: Run) -> None:
     """Raises `ConfigError`, opening with `where`, if `path` is no value of the config, or one that is not searched."""
-    known = [name for name, _ in leaves(run)]
+    known = list(all_values(run))
     if path not in known:
         inside = [name for name in known if name.startswith(f"{path}.")]
         if inside:
@@ -130,6 +147,10 @@ def _idle(path: str, run: Run) -> str | None:
         return "features.user_dim and features.item_dim are 0"
     if part == "position" and (reason := _idle_position(field, run)):
         return reason
+    if path.startswith("strategy.adaptive.") and field != "adaptive.main" and not run.strategy.adaptive.is_on:
+        return "strategy.adaptive.main is empty"
+    if part == "regularization" and (reason := _idle_regularization(field, run)):
+        return reason
     if part == "augment" and (reason := _idle_augmentation(field, run)):
         return reason
     if (
@@ -148,6 +169,17 @@ def _idle_position(field: str, run: Run) -> str | None:
         return "position.inverse_propensity is false"
     if field == "tasks" and method in ("none", "feature") and not weighted:
         return f"position.method is {method} and position.inverse_propensity is false"
+    return None
+
+
+def _idle_regularization(field: str, run: Run) -> str | None:
+    adversarial, field = run.regularization.adversarial, field.removeprefix("adversarial.")
+    if field in ("epsilon", "steps", "step_size", "on", "weight") and adversarial.method == "none":
+        return "regularization.adversarial.method is none"
+    if field in ("epsilon", "steps", "step_size", "on", "method") and adversarial.weight == 0:
+        return "regularization.adversarial.weight is 0"
+    if field in ("steps", "step_size") and adversarial.method != "pgd":
+        return f"regularization.adversarial.method is {adversarial.method}"
     return None
 
 

@@ -16,7 +16,7 @@ from mtrec_ray.errors import ConfigError
 from mtrec_ray.search.applied import applied
 from mtrec_ray.search.distributions import Asked, between
 from mtrec_ray.search.entries import Entry, Values, ordered, read_entry
-from mtrec_ray.search.searchable import check_path, check_shared, idle, leaves
+from mtrec_ray.search.searchable import all_values, check_path, check_shared, idle
 
 MAX_GRID = 10_000
 
@@ -94,7 +94,7 @@ class Space:
 
     def default(self, run: Run) -> Values:
         """The values that the config itself has; they may lie outside the distributions."""
-        own = dict(leaves(run))
+        own = all_values(run)
         return self.build(lambda entry: entry.collect(own))
 
     def parameters(self, values: Values) -> dict[str, Any] | None:

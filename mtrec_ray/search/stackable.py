@@ -69,6 +69,10 @@ def _step_obstacle(run: Run) -> str | None:
         return "balance.scope is step, which looks at each batch twice"
     if METHODS[run.balance.method].learns == "losses_again":
         return f"balance.method is {run.balance.method}, which looks at each batch twice"
+    if run.regularization.adversarial.is_on:
+        return "regularization.adversarial looks for the worst inputs first, and so reads each batch more than once"
+    if run.strategy.adaptive.is_on:
+        return "strategy.adaptive reads validation rows between the train rows"
     if run.strategy.stages:
         return "strategy.stages change what is trained, and with it a trial's place in the stack"
     return None

@@ -155,6 +155,8 @@ class TaskKind(ABC):
     """What a report shows, the main metric first; all of `metrics` and those that rank no models, as `calibration`."""
     chained: ClassVar[bool] = False
     """Whether the kind needs a `parent` task."""
+    matches: ClassVar[bool] = False
+    """Whether its logits come from the vectors of user and item (`tasks.matching`) instead of a tower."""
     needs_columns: ClassVar[tuple[str, ...]] = ()
     """Fields of `data.columns` without which the kind can do nothing."""
 
@@ -225,6 +227,17 @@ class TaskKind(ABC):
     def losses(self, logits: Logits, candidates: Candidates) -> Tensor:
         """[C], finite also where the weight is 0: each candidate's loss, to be multiplied by its weight."""
 
+    def divergence(self, first: Logits, second: Logits, candidates: Candidates) -> Tensor:
+        """[C] >= 0: how far two predictions of the same candidates are apart, to be multiplied by their weights.
+
+        The mean of the Kullback-Leibler divergences in both directions, of the distributions that the loss is the
+        negative log-likelihood of. By default half the squared difference of the tower's outputs, which is that of
+        normal distributions with deviation 1; 0 for a kind that has no outputs.
+        """
+        if not self.outputs:
+            return self.own_labels(candidates).new_zeros(len(candidates.labels))
+        return 0.5 * ((first[self.task.name] - second[self.task.name]) ** 2).sum(dim=1)
+
     @abstractmethod
     def score(self, logits: Logits, candidates: Candidates) -> Tensor:
         """What is predicted, in the label's unit: [C], or [C, classes]. It reads no label."""
@@ -265,6 +278,21 @@ class ProbabilityKind(TaskKind):
     @abstractmethod
     def log_probabilities(self, logits: Logits) -> tuple[Tensor, Tensor]:
         """log p and log(1 - p), each [C], p being the score; finite for all finite logits, and so are gradients."""
+
+    def divergence(self, first: Logits, second: Logits, candidates: Candidates) -> Tensor:
+        """Of label 1 or 0 with probability p; other outputs than p, as of a delay, may differ."""
+        one, other = (torch.stack(self.log_probabilities(logits), dim=1) for logits in (first, second))
+        return divergence_of_classes(one, other)
+
+
+def divergence_of_classes(first: Tensor, second: Tensor) -> Tensor:
+    """Logarithms of probabilities [C, classes] -> [C]: (KL(p, q) + KL(q, p)) / 2 = sum (p - q) (log p - log q) / 2."""
+    return 0.5 * ((torch.exp(first) - torch.exp(second)) * (first - second)).sum(dim=1)
+
+
+def divergence_of_logits(first: Tensor, second: Tensor) -> Tensor:
+    """The same of label 1 or 0 with the probability that each logit [C] says: (p - q) (logit p - logit q) / 2."""
+    return 0.5 * (torch.sigmoid(first) - torch.sigmoid(second)) * (first - second)
 
 
 def as_precise(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from mtrec_ray.tasks import (
     conversion,
     delayed,
     lists,
+    matching,
     multiclass,
     ordinal,
     query_match,
@@ -31,6 +32,7 @@ __all__ = [
     "conversion",
     "delayed",
     "lists",
+    "matching",
     "multiclass",
     "ordinal",
     "query_match",
@@ -139,6 +141,11 @@ def _check_parent(name: str, tasks: Mapping[str, Task]) -> None:
         others = [other for other in tasks if other != name]
         raise ConfigError(f"{where}: there is no other task '{parent}'.{suggest(parent, others)}")
     kind = KINDS[tasks[parent].kind]
+    if kind.matches:
+        raise ConfigError(
+            f"{where}: '{parent}', of kind '{tasks[parent].kind}', has no tower that another task could build on; name "
+            "a task of another kind."
+        )
     if issubclass(KINDS[tasks[name].kind], ListObjective):
         if not issubclass(kind, ORDERING):
             raise ConfigError(

@@ -51,6 +51,11 @@ class ListObjective(TaskKind):
                 f"augment.negatives is {run.augment.negatives}, which leaves out candidates, but task '{task}' is an "
                 "objective over whole lists; set augment.negatives: 1, or remove the task."
             )
+        if run.augment.domains:
+            raise ConfigError(
+                f"augment.domains leaves out lists of {', '.join(run.augment.domains)}, but task '{task}' is an "
+                "objective over lists that all count the same; remove augment.domains, or the task."
+            )
 
     def set_up(self) -> None:
         assert isinstance(self.parent, ORDERING), "see `kinds.check_tasks`"

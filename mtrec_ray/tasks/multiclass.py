@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mtrec_ray.config import Part
 from mtrec_ray.tasks.binary import RARE
-from mtrec_ray.tasks.kind import KINDS, PointwiseKind
+from mtrec_ray.tasks.kind import KINDS, Candidates, Logits, PointwiseKind, divergence_of_classes
 
 
 @KINDS.register("multiclass")
@@ -38,6 +38,10 @@ class Multiclass(PointwiseKind):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothing = self.params.label_smoothing
         return functional.cross_entropy(logits, labels.long(), reduction="none", label_smoothing=smoothing)
+
+    def divergence(self, first: Logits, second: Logits, candidates: Candidates) -> Tensor:
+        name = self.task.name
+        return divergence_of_classes(*(functional.log_softmax(logits[name], dim=-1) for logits in (first, second)))
 
     def predict(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits, dim=-1)

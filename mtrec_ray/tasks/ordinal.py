@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtrec_ray.tasks.binary import base_logit
-from mtrec_ray.tasks.kind import KINDS, PointwiseKind
+from mtrec_ray.tasks.kind import KINDS, Candidates, Logits, PointwiseKind, divergence_of_classes
 
 
 @KINDS.register("ordinal")
@@ -44,6 +44,9 @@ class Ordinal(PointwiseKind):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return -_log_classes(logits).gather(1, labels.long()[:, None])[:, 0]
+
+    def divergence(self, first: Logits, second: Logits, candidates: Candidates) -> Tensor:
+        return divergence_of_classes(*(_log_classes(logits[self.task.name]) for logits in (first, second)))
 
     def predict(self, logits: Tensor) -> Tensor:
         return torch.exp(_log_classes(logits))

@@ -10,7 +10,7 @@ from torch.nn import functional
 from mtrec_ray.config import Part
 from mtrec_ray.tasks.binary import base_logit
 from mtrec_ray.tasks.groups import GroupBy, group_log_softmax, group_sums, groups, handed_out
-from mtrec_ray.tasks.kind import KINDS, Candidates, Logits, TaskKind, as_precise
+from mtrec_ray.tasks.kind import KINDS, Candidates, Logits, TaskKind, as_precise, divergence_of_logits
 
 
 @KINDS.register("ranking")
@@ -91,6 +91,17 @@ class Ranking(TaskKind):
             return entropy - torch.where(group.positive, _log_shares(functional.logsigmoid(scores), group), 0.0)
         loss = _listwise if self.params.loss == "listwise" else _pairwise
         return loss(scores / self.params.temperature, group)
+
+    def divergence(self, first: Logits, second: Logits, candidates: Candidates) -> Tensor:
+        """Of the probabilities, where the score is one; else, at a group's first candidate, of the group's shares in a
+        softmax of the logits, which say no more than the order and its distances do."""
+        one, other = (logits[self.task.name][:, 0] for logits in (first, second))
+        if self.gives_probabilities:
+            return divergence_of_logits(one, other)
+        group = _Group(self, candidates, one.dtype)
+        shares, others = (_log_shares(scores / self.params.temperature, group) for scores in (one, other))
+        apart = (torch.exp(shares) - torch.exp(others)) * (shares - others)
+        return 0.5 * group.sum(torch.where(group.observed, apart, 0.0))
 
     def score(self, logits: Logits, candidates: Candidates) -> Tensor:
         own = logits[self.task.name][:, 0]

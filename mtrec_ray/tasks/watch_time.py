@@ -10,7 +10,7 @@ from torch.nn import functional
 from mtrec_ray.config import Part
 from mtrec_ray.errors import DataError
 from mtrec_ray.tasks.binary import base_logit
-from mtrec_ray.tasks.kind import KINDS, Candidates, Logits, TaskKind, as_precise
+from mtrec_ray.tasks.kind import KINDS, Candidates, Logits, TaskKind, as_precise, divergence_of_logits
 
 
 @KINDS.register("watch_time")
@@ -74,6 +74,10 @@ class WatchTime(TaskKind):
         own, labels = as_precise(logits[self.task.name][:, 0], self.own_labels(candidates))
         wanted = self._normalised(labels.nan_to_num(0.0), self._durations(candidates)[0].to(labels.dtype))
         return functional.binary_cross_entropy_with_logits(own, wanted, reduction="none")
+
+    def divergence(self, first: Logits, second: Logits, candidates: Candidates) -> Tensor:
+        """Of the values between 0 and 1, as the cross-entropy takes them."""
+        return divergence_of_logits(first[self.task.name][:, 0], second[self.task.name][:, 0])
 
     def score(self, logits: Logits, candidates: Candidates) -> Tensor:
         value = torch.sigmoid(logits[self.task.name][:, 0])

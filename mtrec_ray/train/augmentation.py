@@ -23,4 +23,4 @@ def open_augmenter(run: Run, prepared: str, manifest: Manifest) -> Augmenter | N
             texts = ItemTexts.open(run, prepared, tokenizer)
         if settings.token_noise:
             noise = TokenNoise(settings.token_noise, manifest.vocab_size, tokenizer.all_special_ids)
-    return Augmenter(settings, run.seed, texts, noise, ordered=reads)
+    return Augmenter(settings, run.seed, texts, noise, ordered=reads, domains=tuple(manifest.domains))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mtrec_ray.config import Run, Stage
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine, build_engine
 from mtrec_ray.model.adapters import add_adapter
@@ -58,13 +59,16 @@ def open_engine(
     device: torch.device,
     build_backbone: Callable[[], nn.Module | None],
     stage: Stage = Stage(until=1.0),  # noqa: B008 - frozen
+    catalogue: Catalogue | None = None,
 ) -> tuple[Engine, str | None]:
     """The engine with the whole model in it; and where requests are not packed, a note for the user.
 
-    `stage`: what is trained; all that the run ever trains by default.
+    `stage`: what is trained; all that the run ever trains by default. `catalogue`: of the prepared data, if it has one.
 
     Packing is chosen here and not earlier, for at ZeRO-3 only the engine can run the model.
     """
-    engine = build_engine(run, lambda: Recommender(build_backbone(), manifest, run).train_stage(stage), device)
+    engine = build_engine(
+        run, lambda: Recommender(build_backbone(), manifest, run, catalogue).train_stage(stage), device
+    )
     backbone: Any = engine.model.backbone
     return engine, None if backbone is None else choose_mode(backbone, run.backbone.packing).note

@@ -2,7 +2,7 @@
 
     adapter.safetensors   trained weights of the backbone, and what adapters remember; absent if nothing is trained
     towers.safetensors    side features (id tables included), fusion, towers
-    balance.safetensors   what the balance method has learned; absent if it learns nothing
+    balance.safetensors   what the balance method, or whatever weighs the tasks instead, has learned; absent if nothing
     optimizer.pt          optimizer state, {parameter name: {"step", "exp_avg", ...}}
     state.json            `State`; written last
 

@@ -1,8 +1,8 @@
 """Scores of a split over all ranks, and the one number that chooses the best checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +13,15 @@ from mtrec_ray.data.manifest import Manifest, TaskEntry
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.evaluate.facts import FactsOf, judged
-from mtrec_ray.evaluate.metrics import DIRECTION, METRICS, measure
+from mtrec_ray.evaluate.judged import base_name
+from mtrec_ray.evaluate.lists import OF_RANKS
+from mtrec_ray.evaluate.metrics import METRICS, measure
+from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.registry import suggest
 from mtrec_ray.tasks.kind import TaskKind
 from mtrec_ray.tasks.kinds import KINDS
 from mtrec_ray.train.loop import StepData
+from mtrec_ray.train.ranks import CatalogueRanks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +36,10 @@ class Scores:
     """float32 [N, T], NaN = not observed"""
     scores: dict[str, Array]
     """Per task float32 [N] or [N, classes], in the label's unit."""
+    ranks: dict[str, Array] = field(default_factory=dict)
+    """Per task that matches users with items int64 [N] the place of the row's item among all items, from 1, and
+    `catalogue` int64 [N] how many these are; 0 for rows without a positive label. See `train.ranks`."""
+    catalogue: dict[str, Array] = field(default_factory=dict)
 
 
 def score(engine: Engine, steps: Iterable[StepData], kinds: Sequence[TaskKind]) -> Scores | None:
@@ -41,12 +49,17 @@ def score(engine: Engine, steps: Iterable[StepData], kinds: Sequence[TaskKind]) 
     """
     engine.model.eval()
     parts: list[dict[str, Array]] = []
+    matching = [kind.task.name for kind in kinds if kind.matches]
     with torch.no_grad():
+        ranks = CatalogueRanks(cast(Recommender, engine.model), kinds) if matching else None
         for step in steps:
             for batch in step.batches:
                 there = batch.to(engine.device)
                 (logits,) = engine.forward(there)
                 found = {f"score.{kind.task.name}": kind.score(logits, there).float().cpu().numpy() for kind in kinds}
+                if ranks is not None:
+                    for name, ranked in ranks.of(there).items():
+                        found |= {f"rank.{name}": ranked.rank, f"catalogue.{name}": ranked.size}
                 parts.append({"row_ids": batch.row_ids.numpy(), "labels": batch.labels.numpy(), **found})
     gathered = _gather(engine, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
     if gathered is None:
@@ -54,7 +67,8 @@ def score(engine: Engine, steps: Iterable[StepData], kinds: Sequence[TaskKind]) 
     columns = {key: np.concatenate([rank[key] for rank in gathered]) for key in gathered[0]}
     order = np.argsort(columns["row_ids"], kind="stable")
     scores = {kind.task.name: columns[f"score.{kind.task.name}"][order] for kind in kinds}
-    return Scores(columns["row_ids"][order], columns["labels"][order], scores)
+    places, sizes = ({name: columns[f"{what}.{name}"][order] for name in matching} for what in ("rank", "catalogue"))
+    return Scores(columns["row_ids"][order], columns["labels"][order], scores, places, sizes)
 
 
 def task_metrics(scores: Scores, kinds: Sequence[TaskKind], facts_of: FactsOf) -> dict[str, dict[str, Any]]:
@@ -62,7 +76,7 @@ def task_metrics(scores: Scores, kinds: Sequence[TaskKind], facts_of: FactsOf) -
 
     `kinds`: of all tasks, in the order of the labels.
     """
-    facts = facts_of(scores.row_ids, kinds)
+    facts = replace(facts_of(scores.row_ids, kinds), ranks=scores.ranks)
     labels = {kind.task.name: scores.labels[:, t] for t, kind in enumerate(kinds)}
     found = {}
     for kind in kinds:
@@ -116,9 +130,9 @@ class ChosenMetric:
     """`train.metric`: `auto`, `task/metric`, several with their mean, or several with weights and their sum; higher is
     better once `value` has set the signs.
 
-    `auto` is the mean AUC of the tasks of kinds binary and delayed with a weight, without any minus the mean RMSE of
-    the regressions, and else the mean accuracy; a task without a value is left out of it. What is named must have a
-    value.
+    `auto` is the mean AUC of the tasks with a weight whose main metric it is (binary, conversion, delayed ...), without
+    any minus the mean RMSE of those whose main metric that is, and else the mean accuracy; a task without a value is
+    left out of it. What is named must have a value.
 
     Raises:
         ConfigError: no such task or metric.
@@ -182,23 +196,21 @@ def _undefined(task: TaskEntry, metric: str) -> str | None:
         return None
     if not observed:
         return "no observed label"
+    if KINDS[task.kind].matches and not positives and base_name(metric) in OF_RANKS:
+        return "no row with label 1"
     if metric in ("auc", "gauc") and positives in (0, observed):
         return f"all {observed} observed labels are {'1' if positives else '0'}"
     return None
 
 
 def _automatic(tasks: Sequence[TaskEntry], weights: Mapping[str, float]) -> list[tuple[str, str, int]]:
-    for kinds, metric in ((("binary", "delayed"), "auc"), (("regression",), "rmse"), (("multiclass",), "accuracy")):
-        terms = [(t.name, metric, DIRECTION[metric]) for t in tasks if t.kind in kinds and weights[t.name] > 0]
+    main = {task.name: next(iter(KINDS[task.kind].metrics.items())) for task in tasks}
+    for metric in ("auc", "rmse", "accuracy"):
+        terms = [(task, *main[task]) for task in main if main[task][0] == metric and weights[task] > 0]
         if terms:
             return terms
     first = next((task for task in tasks if task.labels != "none"), tasks[0])
-    metric = next(iter(KINDS[first.kind].metrics))
-    return [(first.name, metric, _sign(first.kind, metric))]
-
-
-def _sign(kind: str, metric: str) -> int:
-    return KINDS[kind].metrics[metric]
+    return [(first.name, *main[first.name])]
 
 
 def _gather(engine: Engine, columns: dict[str, Array]) -> list[dict[str, Array]] | None:

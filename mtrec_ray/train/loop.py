@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mtrec_ray.config import Stage
+from mtrec_ray.config import Regularization, Stage
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.errors import DivergedError
@@ -19,7 +19,9 @@ from mtrec_ray.multitask.balancing.point import Point
 from mtrec_ray.multitask.losses import Objective
 from mtrec_ray.multitask.strategy.alternating import Turns, task_factors
 from mtrec_ray.multitask.strategy.stages import Span
+from mtrec_ray.train import regularization
 from mtrec_ray.train.schedule import Decay, lr_scale
+from mtrec_ray.train.steering import Steering
 
 
 class StepData(Protocol):
@@ -48,9 +50,14 @@ class Recipe:
     turns: Turns = "joint"
     labels: tuple[int, ...] = ()
     """Observed train labels of each task, for `turns` that draw by them."""
+    steering: Steering | None = None
+    """Of weights that validation rows move."""
+    regularization: Regularization = Regularization()  # noqa: RUF009 - frozen
 
     def factors(self, step: int) -> Tensor | None:
         """[T] what the tasks' weights are multiplied with in a step (from 0); None = ones."""
+        if self.steering is not None:
+            return self.steering.weights.factors
         return task_factors(self.turns, self.objective.weights, self.labels, self.seed, step, self.num_steps)
 
 
@@ -72,6 +79,10 @@ class StepResult:
     """[T] what the balance method multiplied each task with, a mean over micro-steps; ones for the plain sum."""
     gramian: Tensor | None
     """[T, T] of the tasks' gradients at the balance point, where it was measured."""
+    factors: Tensor | None
+    """[T] what the tasks' weights were multiplied with, where validation rows steer them."""
+    agreement: Tensor | None
+    """[T] cosines of the tasks' gradients with that of the main tasks on validation rows, in steps that look there."""
     grad_norm: Tensor
     lr_scale: float
     candidates: int
@@ -102,7 +113,7 @@ def training_steps(
         started = time.perf_counter()
         data = next(source)
         waited = time.perf_counter() - started
-        done = _take_step(engine, parts, recipe, step, data.batches, span.first)
+        done = _take_step(engine, parts, recipe, step, data.batches, span)
         yield StepResult(
             step=step + 1,
             plan=data.plan,
@@ -120,18 +131,21 @@ def is_logged(step: int, recipe: Recipe) -> bool:
 
 
 def _take_step(
-    engine: Engine, parts: list[Trained], recipe: Recipe, step: int, batches: list[Batch], stage_first: int
+    engine: Engine, parts: list[Trained], recipe: Recipe, step: int, batches: list[Batch], span: Span
 ) -> dict[str, Any]:
-    """What `StepResult` says of the step itself; `stage_first`: the step with which the stage began."""
+    """What `StepResult` says of the step itself."""
     objective, balancer, key = recipe.objective, recipe.balancer, DropoutKey(recipe.seed, step)
     micro_counts = torch.stack([objective.counts(batch) for batch in batches]).to(engine.device)
     counts = engine.sum_over_ranks(micro_counts.sum(0))
-    scales = objective.scales(counts, recipe.factors(step))
-    balanced = balancer.open_step(step, counts, scales, watch=is_logged(step + 1, recipe))
+    factors = recipe.factors(step)
+    scales = objective.scales(counts, factors)
+    look = None if recipe.steering is None else recipe.steering.open_step(step, span.last)
+    watch, see = is_logged(step + 1, recipe), None if look is None else look.see
+    balanced = balancer.open_step(step, counts, scales, watch, see)
 
     def loss_sums(m: int, point: Point | None) -> Tensor:
         batch = batches[m].to(engine.device)
-        return objective.loss_sums(engine.forward(batch, key, point), batch)
+        return regularization.loss_sums(recipe.regularization, engine, objective, batch, key, scales, point)
 
     if balancer.looks_ahead:
         balanced.look(loss_sums, len(batches))
@@ -149,7 +163,8 @@ def _take_step(
     # The one place where a step waits for the device: weights must not be updated from a loss that is not finite.
     if not bool(torch.isfinite(loss)):
         raise _not_finite(engine, recipe, step, sums, batches)
-    scale = lr_scale(step, recipe.num_steps, recipe.warmup, recipe.decay, stage_first)
+    agreement = None if look is None else look.close()
+    scale = lr_scale(step, recipe.num_steps, recipe.warmup, recipe.decay, span.first)
     for part in parts:
         part.before_step()
     grad_norm = engine.step(scale)
@@ -168,6 +183,8 @@ def _take_step(
         "counts": counts,
         "balance": balanced.weights,
         "gramian": balanced.gramian,
+        "factors": None if recipe.steering is None else factors,
+        "agreement": agreement,
         "grad_norm": grad_norm,
         "lr_scale": scale,
     }

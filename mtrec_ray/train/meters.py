@@ -54,6 +54,7 @@ class Meter:
                 else {}
             ),
             **self._conflict(steps),
+            **self._steered(steps),
             **_gates(engine),
             **rates(work),
         }
@@ -65,6 +66,20 @@ class Meter:
             return {}
         found = cosines(torch.stack(measured).sum(0))
         return {f"cosine/{self._names[i]}~{self._names[j]}": value for (i, j), value in found.items()}
+
+    def _steered(self, steps: list[StepResult]) -> dict[str, float]:
+        """Where validation rows move the weights: the last factors, and the mean cosines by which they moved."""
+        factors = steps[-1].factors
+        looks = [s.agreement for s in steps if s.agreement is not None]
+        named = {} if factors is None else {"factor": factors}
+        if looks:
+            named["agreement"] = torch.stack(looks).nanmean(0)
+        return {
+            f"{what}/{name}": value
+            for what, values in named.items()
+            for name, value in zip(self._names, values.tolist(), strict=True)
+            if value == value
+        }
 
 
 def _gates(engine: Engine) -> dict[str, float]:

@@ -17,7 +17,8 @@ PREDICTIONS = "predictions.parquet"
 
 
 def predictions_table(shards: Shards, scores: Scores, tasks: Sequence[TaskEntry]) -> pa.Table:
-    """Columns `split, row_id, shown, user, item, time, label.<task>, score.<task>`, ascending by row id.
+    """Columns `split, row_id, shown, user, item, time, label.<task>, score.<task>`, ascending by row id; of tasks that
+    match users with items also `rank.<task>` and `catalogue.<task>`, null but for positives (see `train.ranks`).
 
     `shown`: the smallest row id of what was shown together. A task without labels has no columns.
     And `domain` and `policy` where the log has them, in its own words, which train rows may lack.
@@ -49,6 +50,9 @@ def predictions_table(shards: Shards, scores: Scores, tasks: Sequence[TaskEntry]
     labelled = [(t, task.name) for t, task in enumerate(tasks) if task.labels != "none"]
     columns |= {f"label.{name}": pa.array(scores.labels[:, t]) for t, name in labelled}
     columns |= {f"score.{name}": from_numpy(scores.scores[name]) for _, name in labelled}
+    for name in scores.ranks:
+        for what, values in (("rank", scores.ranks[name]), ("catalogue", scores.catalogue[name])):
+            columns[f"{what}.{name}"] = pa.array(values, mask=values == 0)
     return pa.table(columns)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.config import Run, Stage
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.engine.stacked import StackedEngine
@@ -106,8 +107,9 @@ class Stack:
         device: torch.device,
         build: Callable[[], nn.Module | None],
         stage: Stage,
+        catalogue: Catalogue | None,
     ) -> tuple[Engine, None]:
-        model = Recommender(build(), manifest, run).train_stage(stage)
+        model = Recommender(build(), manifest, run, catalogue).train_stage(stage)
         together = lambda hidden, gradient: self._joint.ask(slot, "backward", (hidden, gradient))  # noqa: E731
         return StackedEngine(run, model, device, together), None
 

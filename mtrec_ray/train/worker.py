@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mtrec_ray.config import Run, Stage
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.errors import DivergedError
@@ -19,6 +20,7 @@ from mtrec_ray.evaluate.facts import FactsOf
 from mtrec_ray.multitask.balancing.balancer import Balancer, make_method
 from mtrec_ray.multitask.balancing.method import Method
 from mtrec_ray.multitask.losses import Objective, make_objective
+from mtrec_ray.multitask.strategy.adaptive import AdaptiveWeights
 from mtrec_ray.multitask.strategy.stages import Span, span_at, spans
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.building import open_engine
@@ -29,6 +31,7 @@ from mtrec_ray.train.guards import Guard, chosen_guards, guarded_values
 from mtrec_ray.train.loop import Recipe, StepData, training_steps
 from mtrec_ray.train.meters import Meter, MetricsLog, rates
 from mtrec_ray.train.schedule import evaluation_interval, planned_steps
+from mtrec_ray.train.steering import Steering
 from mtrec_ray.train.stopping import Stopping
 
 OpenEngine = Callable[..., tuple[Engine, str | None]]
@@ -49,11 +52,13 @@ class StepSource(Protocol):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What `fit` reads: the shuffled train split, and the validation split with its users."""
+    """What `fit` reads: the shuffled train split, the validation split with its users, and the catalogue of items, if
+    the prepared data has one."""
 
     train: StepSource
     valid: StepSource
     valid_facts: FactsOf
+    catalogue: Catalogue | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def fit(
     span = span_at(stages, 0 if found is None else found.state.step)
 
     def open_stage(stage: Stage) -> Engine:
-        engine, unpacked = open_engine(run, manifest, context.device, build_backbone, stage)
+        engine, unpacked = open_engine(run, manifest, context.device, build_backbone, stage, data.catalogue)
         if unpacked is not None:
             notes.append(unpacked)
         return engine
@@ -137,12 +142,15 @@ class _Fitting:
     step: int = 0
     stopping: Stopping = field(init=False)
     meter: Meter = field(init=False)
+    adaptive: AdaptiveWeights | None = field(init=False)
     lines: MetricsLog | None = None
     """On rank 0."""
 
     def __post_init__(self) -> None:
         self.interval = evaluation_interval(self.run.train, self.data.train.order.steps_per_epoch)
         self.stopping = Stopping(self.run.train.patience, guards=self.guards)
+        adaptive = self.run.strategy.adaptive
+        self.adaptive = AdaptiveWeights(self.objective.tasks, adaptive) if adaptive.is_on else None
         self.meter = Meter([task.name for task in self.manifest.tasks], self.run.balance.method != "sum")
 
     def resume(self, found: checkpoint.Checkpoint | None, span: Span) -> None:
@@ -152,7 +160,7 @@ class _Fitting:
             checkpoint.load_weights(self.engine, found, self._backbone_checksum())
             if state.step > span.first:  # else the stage is about to begin, with an empty optimizer
                 self.engine.load_optimizer_state(found.optimizer)
-            self.method.load_state(found.balance)
+            self.weighing.load_state(found.balance)
             self.step = state.step
             self.stopping = replace(
                 self.stopping,
@@ -187,9 +195,12 @@ class _Fitting:
             log_every=run.train.log_every,
             turns=run.strategy.tasks,
             labels=tuple(task.observed["train"] for task in self.manifest.tasks),
+            regularization=run.regularization,
+            steering=self._steering(),
         )
         first = span.last if self.stopping.stop else self.step
-        with closing(train.steps(first, span.last)) as source:  # type: ignore[type-var]
+        steered = nullcontext() if recipe.steering is None else closing(recipe.steering)
+        with closing(train.steps(first, span.last)) as source, steered:  # type: ignore[type-var]
             for result in training_steps(self.engine, source, recipe, first, span):
                 self.step = result.step
                 self.meter.add(result)
@@ -199,6 +210,17 @@ class _Fitting:
                     self.evaluate()
                 if self.stopping.stop:
                     return
+
+    def _steering(self) -> Steering | None:
+        if self.adaptive is None:
+            return None
+        config, valid = self.run.strategy.adaptive, self.data.valid
+        return Steering(self.adaptive, config, self.objective, self.engine, valid, self.run.seed)
+
+    @property
+    def weighing(self) -> Method | AdaptiveWeights:
+        """What weighs the tasks and learns from steps. Beside adaptive weights, `method` is the sum, with no memory."""
+        return self.method if self.adaptive is None else self.adaptive
 
     def is_time(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.num_steps
@@ -235,7 +257,7 @@ class _Fitting:
             self.note(self.stopping.problem)
         with tempfile.TemporaryDirectory(prefix="mtrec-") as parent:
             folder = Path(parent) / "checkpoint"
-            checkpoint.save(self.engine, folder, self._state(), self.method.state())
+            checkpoint.save(self.engine, folder, self._state(), self.weighing.state())
             leads = self.context.world_rank == 0
             if leads and self.stopping.best_step == self.step:
                 checkpoint.publish(folder, self._best_folder())

@@ -51,6 +51,15 @@ def test_a_task_alone_is_the_config_with_the_weights_of_the_others_at_zero():
     assert run.train.model_dump(exclude=changed) == base.train.model_dump(exclude=changed)
 
 
+def test_adaptive_weights_are_compared_as_a_variant_and_mean_nothing_to_a_task_alone():
+    found = plan("compare.variants={steered: {strategy.adaptive: {main: [like]}}}")
+    assert found.joint[-1].run.strategy.adaptive.main == ["like"]
+    assert not found.joint[0].run.strategy.adaptive.is_on
+    steered = plan("strategy.adaptive={main: [like]}", "compare.variants={quick: {strategy.adaptive.rate: 1}}")
+    assert not steered.alone("like").run.strategy.adaptive.is_on
+    assert steered.joint[-1].run.strategy.adaptive.rate == 1
+
+
 def test_the_plain_sum_is_plain_also_where_the_config_balances():
     found = plan(
         "balance={method: cagrad, params: {c: 0.2}, scope: step}", "compare.variants={wide: {towers.z_dim: 8}}"

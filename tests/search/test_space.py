@@ -5,6 +5,7 @@ import yaml
 
 from mtrec_ray.config_file import dump
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.model.towers import TOWERS
 from mtrec_ray.search.applied import applied
 from mtrec_ray.search.space import Space
 from tests.search.spaces import LR, planted_run, run_of
@@ -51,6 +52,30 @@ def test_a_condition_holds_whatever_the_order_of_the_entries():
     draws = [space.sample(rng) for _ in range(30)]
     assert {("adapter.rank" in values) for values in draws} == {True, False}
     assert all(("adapter.rank" in values) == (values["adapter.kind"] == "lora") for values in draws)
+
+
+def test_parameters_of_kinds_towers_and_methods_are_paths_like_others():
+    space = {
+        "tasks.a.params.label_smoothing": {"uniform": [0.05, 0.2]},
+        "towers.params.experts": {"randint": [2, 3]},
+        "balance.params.alpha": {"uniform": [0.5, 1.0]},
+    }
+    run = run_of(space, towers={"kind": "mmoe"}, balance={"method": "gradnorm", "params": {"alpha": 2.0}})
+    parsed = Space.parse(run)
+    assert parsed.default(run) == {
+        "tasks.a.params.label_smoothing": 0.0,
+        "towers.params.experts": TOWERS["mmoe"].check({}).experts,
+        "balance.params.alpha": 2.0,
+    }
+    trial = applied(run, parsed.sample(np.random.default_rng(0)))
+    assert 0.05 <= trial.tasks["a"].params["label_smoothing"] <= 0.2
+    assert trial.towers.params["experts"] in (2, 3)
+    assert 0.5 <= trial.balance.params["alpha"] <= 1
+
+
+def test_a_misspelt_parameter_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"towers\.params\.expert'; did you mean 'towers\.params\.experts'"):
+        Space.parse(run_of({"towers.params.expert": [2, 3]}, towers={"kind": "mmoe"}))
 
 
 def test_conditions_of_conditions():

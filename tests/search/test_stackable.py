@@ -33,6 +33,7 @@ def test_trials_are_stacked_where_nothing_keeps_them_from_it():
         *(([f"adapter.kind={kind}"], f"adapter.kind {kind}") for kind in ("dora", "ia3", "prefix", "bottleneck")),
         (["adapter.kind=adalora", "engine.zero_stage=0"], "adapter.kind adalora"),
         (["tune.space={adapter.kind: [lora, frozen, prefix]}"], "adapter.kind prefix"),
+        (["strategy.adaptive={main: [like]}"], "strategy.adaptive reads validation rows"),
         (["tune.space={engine.precision: [fp32, bf16]}"], "engine.precision is searched"),
         (["tune.space={backbone.pooling: [last, mean]}"], "backbone.pooling is searched"),
     ],

@@ -57,6 +57,7 @@ TRUNK = "adapter={rank: 2, top_layers: 1}"
 """Trials 0 and 1, which read the same batches, then share the first of the two layers."""
 WIDE = "backbone.width=128"
 """Wide enough that float32 rounds a row of several trials otherwise than each alone: weights by up to 3e-6."""
+R_DROP = "regularization.r_drop.weight=2"
 CHECKPOINTED, BF16 = "engine.activation_checkpointing=true", "engine.precision=bf16"
 TRAIN, VALID = range(32), range(1000, 1041)
 
@@ -224,7 +225,7 @@ def test_four_different_trials_in_a_stack_have_the_losses_they_have_alone(
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("overrides", [(), (ACCUMULATED, TRUNK)])
+@pytest.mark.parametrize("overrides", [(), (ACCUMULATED, TRUNK), (R_DROP, TRUNK)])
 def test_in_float64_losses_and_last_weights_agree_to_nine_digits(
     tmp_path: Path, alone: TrainAlone, overrides: tuple[str, ...]
 ) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
-from mtrec_ray.config import Category, Number, Run
+from mtrec_ray.config import Category, Number, Run, Table
 from mtrec_ray.data.fitting.tally import Vocabulary
 from mtrec_ray.data.reading.tables import EntityTable, read_entities
 from mtrec_ray.data.requests.rows import Rows
@@ -29,6 +30,20 @@ class Tables:
             return [""] * len(items)
         rows = self.items.lookup(list(items))
         return [self.items.text[row] if row >= 0 else "" for row in rows]
+
+    def row_texts(self, rows: Rows) -> tuple[list[str], Array]:
+        """Distinct texts of the items of a bucket's rows, and int64 [N] which of them each row has, as of its time."""
+        if self.items is None or self.items.versions is None:
+            return self.item_texts(rows.items), rows.item
+        used, text = np.unique(_found("item", rows, self)[1], return_inverse=True)
+        return [self.items.text[row] if row >= 0 else "" for row in used.tolist()], text.ravel()
+
+    def versions(self, rows: Rows, chosen: Array) -> Array:
+        """int64: the rows of an item table with versions that the chosen rows of a bucket have; none of another."""
+        if self.items is None or self.items.versions is None:
+            return np.zeros(0, dtype=np.int64)
+        used = np.unique(_found("item", rows, self)[1][chosen])
+        return used[used >= 0]
 
 
 @dataclass(frozen=True)
@@ -54,9 +69,13 @@ class Cells:
 
 def read_tables(run: Run) -> Tables:
     """Raises `DataError` for a table that cannot be read."""
-    items = read_entities(run.data.items, "data.items") if run.data.items else None
-    users = read_entities(run.data.users, "data.users") if run.data.users else None
-    return Tables(items, users)
+
+    def read(table: Table | None, what: str) -> EntityTable | None:
+        if table is None:
+            return None
+        return read_entities(table, what, table.time_unit or run.data.time_unit, run.data.time_zone)
+
+    return Tables(read(run.data.items, "data.items"), read(run.data.users, "data.users"))
 
 
 def category_columns(run: Run) -> list[tuple[Scope, Category]]:
@@ -79,18 +98,20 @@ def read_cells(scope: Scope, category: Category, rows: Rows, tables: Tables) -> 
         texts, cell = np.unique(_text(rows.categories[category.column]), return_inverse=True)
         return Cells([_split(text, category.separator) for text in texts.tolist()], cell.ravel())
     table, keys, of_row = _entities(scope, rows, tables)
+    if table.versions is None:
+        found, cell = table.lookup(keys), of_row
+    else:
+        found, cell = np.unique(_found(scope, rows, tables)[1], return_inverse=True)
     column = table.categories[category.column]
-    return Cells([column[row] if row >= 0 else [] for row in table.lookup(keys)], of_row)
+    return Cells([column[row] if row >= 0 else [] for row in found.tolist()], cell.ravel())
 
 
 def read_numbers(scope: Scope, number: Number, rows: Rows, tables: Tables) -> Array:
     """float64 [N] value of a number in each row, NaN = missing."""
     if scope == "log":
         return rows.numbers[number.feature]
-    table, keys, of_row = _entities(scope, rows, tables)
-    found = table.lookup(keys)
-    values = np.where(found >= 0, table.numbers[number.feature][found], np.nan)
-    return values[of_row]
+    table, found = _found(scope, rows, tables)
+    return np.where(found >= 0, table.numbers[number.feature][found], np.nan)
 
 
 def _parts(run: Run) -> list[tuple[Scope, Any]]:
@@ -107,6 +128,14 @@ def _entities(scope: Scope, rows: Rows, tables: Tables) -> tuple[EntityTable, li
     table = tables.items if scope == "item" else tables.users
     assert table is not None
     return (table, rows.items, rows.item) if scope == "item" else (table, rows.users, rows.user)
+
+
+def _found(scope: Scope, rows: Rows, tables: Tables) -> tuple[EntityTable, Array]:
+    """The table, and int64 [N] which of its rows each row of the bucket has, as of its time; -1 = none."""
+    table, keys, of_row = _entities(scope, rows, tables)
+    if table.versions is None:
+        return table, table.lookup(keys)[of_row]
+    return table, table.lookup(pa.array(keys, pa.string()).take(pa.array(of_row)), rows.time)
 
 
 def _text(cells: Array) -> Array:

@@ -41,9 +41,9 @@ def signals(run: Run) -> list[Signal]:
     for index, (name, task) in enumerate(run.tasks.items()):
         if not task.labelled:
             continue
-        if run.data.layout == "impressions" and task.feedback_time is None and task.feedback_delay is None:
+        if not task.dated and task.feedback_delay is None:
             continue
-        known_late = run.data.layout == "behaviours" or task.feedback_time is not None
+        known_late = task.dated
         if task.classes is not None:
             levels = range(min(task.classes, _MOST_CLASSES))
             result += [Signal(f"{name}={c}", name, index, c, True, known_late) for c in levels]

@@ -84,6 +84,8 @@ class Collected:
     """int64 [3, T]"""
     event_items: list[str]
     """Items with an event in the train period"""
+    event_versions: Array
+    """int64: rows of an item table with versions that these events have"""
     words: list[str]
     """Feedback words of the train period"""
     queries: list[str]
@@ -147,6 +149,7 @@ def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) ->
         observed=_per_split(~np.isnan(bucket.labels), bucket.split),
         positives=_per_split(bucket.labels > 0, bucket.split),
         event_items=[rows.items[i] for i in np.unique(rows.item[train_events])],
+        event_versions=tables.versions(rows, train_events),
         words=distinct_feedback(bucket.events.feedback[bucket.train_events], run)[0],
         queries=_text_tally(rows.query[chosen]).keys,
         interactions=_interactions(bucket, values, fold, most_interactions),

@@ -14,7 +14,12 @@ from mtrec_ray.model.nano import train_tokenizer
 
 
 def make_tokenizer(
-    run: Run, tables: Tables, event_items: Sequence[str], words: Sequence[str], queries: Sequence[str] = ()
+    run: Run,
+    tables: Tables,
+    event_items: Sequence[str],
+    words: Sequence[str],
+    queries: Sequence[str] = (),
+    versions: Sequence[int] = (),
 ) -> PreTrainedTokenizerBase | None:
     """None with `backbone: none`.
 
@@ -22,6 +27,7 @@ def make_tokenizer(
         event_items: items with an event in the train period, whose texts `nano` may learn from.
         words: feedback words of the train period.
         queries: of the train rows.
+        versions: rows of an item table with versions that these events have, in place of the latest of their items.
 
     Raises:
         BackboneError: no tokenizer at `backbone.name`, or no network to fetch it.
@@ -31,6 +37,8 @@ def make_tokenizer(
         return None
     if name == "nano":
         texts = tables.item_texts(sorted(set(event_items)))
+        if tables.items is not None and tables.items.versions is not None:
+            texts = [tables.items.text[row] for row in sorted(set(versions))]
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(
             tokenizer_texts([*texts, *sorted(set(queries))], sorted(set(words) - {""})), run.backbone.vocab_size
         )

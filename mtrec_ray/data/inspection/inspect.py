@@ -40,6 +40,12 @@ _REMEDIES = {
     "item": "add one with the id of what was shown",
     "time": "add the time of each row, because a history may only hold what came before",
 }
+_NO_HISTORY = (
+    " Without users or times nobody has a history, and rows can still be learned from: write the log again with a "
+    "`request_id` for each list that was shown, a `time` that is the same in all rows, and a column `split` that says "
+    "train, valid or test; `mtrec init` then proposes split: {by: column, column: split}, with requests as users."
+)
+_SPLITS = {"train", "valid", "test"}
 _FEEDBACK = re.compile(r"click|like|purchase|buy|bought|order|conver|share|follow|save|cart|comment|forward|mark|label")
 _DWELL = re.compile(r"dwell|play.?time|watch.?time|stay.?time|read.?time|time.?spent|view.?time")
 _MOST_TASKS = 8
@@ -62,7 +68,8 @@ def propose_config(paths: list[str], items: str | None = None, users: str | None
     log = Glimpse(files, "data.logs")
     notes.append(f"{files[0].format} logs in {len(files)} file(s); looked at the first {log.rows} rows")
     data: dict[str, Any] = {"logs": logs}
-    columns = _find_columns(log, notes)
+    split = _find_split(log, notes)
+    columns = _find_columns(log, split is not None, notes)
     event = _find_event(log, columns)
     if event is not None:
         columns["event"] = event
@@ -84,7 +91,8 @@ def propose_config(paths: list[str], items: str | None = None, users: str | None
     for name, path, key in (("items", items, columns["item"]), ("users", users, columns["user"])):
         if path is not None:
             data[name] = describe_table(path, log, key, name, notes)
-    return _write({"name": _run_name(paths[0]), "data": data, "tasks": tasks}), notes
+    tree = {"name": _run_name(paths[0]), "data": data, "tasks": tasks}
+    return _write(tree if split is None else tree | {"split": {"by": "column", "column": split}}), notes
 
 
 def _pick_logs(paths: list[str], notes: list[str]) -> tuple[str | list[str], list[DataFile]]:
@@ -100,18 +108,32 @@ def _pick_logs(paths: list[str], notes: list[str]) -> tuple[str | list[str], lis
     return (chosen[0] if len(chosen) == 1 else chosen), whole
 
 
-def _find_columns(log: Glimpse, notes: list[str]) -> dict[str, str]:
+def _find_split(log: Glimpse, notes: list[str]) -> str | None:
+    """A column that says of each row whether it is for training."""
+    for name in named(log.names, ["split"]):
+        if "train" in (said := set(log.texts(name))) and said <= _SPLITS:
+            notes.append(f"'{name}' says which rows are held out (split.by: column)")
+            return name
+    return None
+
+
+def _find_columns(log: Glimpse, held_out: bool, notes: list[str]) -> dict[str, str]:
+    """`held_out`: the log says itself which rows are for training, and so needs no users with a history."""
     found = {}
     for role, remedy in _REMEDIES.items():
         candidates = named(log.names, _NAMES[role])
         if role == "time":
             candidates += [name for name in log.names if name not in candidates and _maybe_time(log, name)]
             candidates = [name for name in candidates if guess_unit(log.raw(name).drop_null()) is not None]
+        if not candidates and role == "user" and held_out:
+            candidates = named(log.names, _NAMES["request"])
+            notes.append("no column names the user: each request is one, without a history")
         if not candidates:
+            no_history = _NO_HISTORY if role in ("user", "time") else ""
             raise DataError(
                 f"No column looks like the {role} in {log.described()}. Rename it to "
                 f"'{role if role == 'time' else role + '_id'}', or name it in a config by hand (data.columns.{role}); "
-                f"if the log has none, {remedy}."
+                f"if the log has none, {remedy}.{no_history}"
             )
         found[role] = candidates[0]
     if request := named(log.names, _NAMES["request"]):
@@ -248,6 +270,7 @@ def _write(tree: dict[str, Any]) -> str:
             lines.append(f"  {key}: {_inline(value)}")
     lines.append("tasks:")
     lines += [f"  {_inline(name)}: {_inline(task)}" for name, task in tree["tasks"].items()]
+    lines += [f"split: {_inline(tree['split'])}"] if "split" in tree else []
     return "\n".join(lines) + "\n"
 
 

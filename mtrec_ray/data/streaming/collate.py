@@ -9,7 +9,7 @@ import torch
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.streaming.augment.history import SHOWN
-from mtrec_ray.data.streaming.augment.negatives import WEIGHT
+from mtrec_ray.data.streaming.augment.thinning import WEIGHT
 from mtrec_ray.model.dropout import token_uids
 from mtrec_ray.model.layout import RequestLayout
 
@@ -63,6 +63,8 @@ class Collator:
             shown=_tensor(_values(rows, SHOWN if SHOWN in rows.column_names else "candidate_events"), np.int64),
             candidate_event_start=_tensor(event_start, np.int64),
             candidate_event_end=_tensor(event_start + seen, np.int64),
+            catalogue=_tensor(_optional(rows, "catalogue", 0), np.int64),
+            event_catalogue=_tensor(_optional(rows, "event_catalogue", 0), np.int64),
         )
 
     def _label_weights(self, rows: pa.Table, count: int) -> torch.Tensor:

@@ -48,8 +48,8 @@ class Towers(nn.Module, ABC):
         """`domains`: how many domains the data tells apart, with the unknown one, which is 0; so at least 1."""
         super().__init__()
         self.params = self.check(config.params)
-        self.tasks = [task for task in tasks if task.outputs > 0]
-        """Those that have a tower: not objectives over other tasks' scores"""
+        self.tasks = [task for task in tasks if task.outputs > 0 and not task.matches]
+        """Those that have a tower: not objectives over other tasks' scores, nor matches of user and item"""
         self.place = {task.task.name: index for index, task in enumerate(self.tasks)}
         """Where a task is in `tasks`"""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtrec_ray.config import Run
 from mtrec_ray.multitask.balancing import METHODS
 from mtrec_ray.multitask.balancing.method import Method, Seen
-from mtrec_ray.multitask.balancing.point import BalancePoint, Point, Probe
+from mtrec_ray.multitask.balancing.point import BalancePoint, Point, Probe, See
 from mtrec_ray.multitask.losses import Objective
 
 Scope = Literal["micro_step", "step"]
@@ -44,9 +44,12 @@ class Balancer:
         self.method, self.scope, self.objective, self.ranks = method, scope, objective, ranks
         self.conflict = conflict and len(objective.tasks) > 1
 
-    def open_step(self, step: int, counts: Tensor, scales: Tensor, watch: bool) -> "BalancedStep":
-        """`counts`, `scales` [T] of the whole step (see `Objective`); `watch`: it is logged."""
-        return BalancedStep(self, step, counts, scales, watch and self.conflict)
+    def open_step(
+        self, step: int, counts: Tensor, scales: Tensor, watch: bool, see: See | None = None
+    ) -> "BalancedStep":
+        """`counts`, `scales` [T] of the whole step (see `Objective`); `watch`: it is logged; `see`: is told what
+        arrives at the copies of z in each backward pass."""
+        return BalancedStep(self, step, counts, scales, watch and self.conflict, see)
 
     @property
     def looks_ahead(self) -> bool:
@@ -62,12 +65,14 @@ class Balancer:
 class BalancedStep:
     """One optimizer step: `look` over all batches if asked for, then `loss` for each micro-step, then `close`."""
 
-    def __init__(self, balancer: Balancer, step: int, counts: Tensor, scales: Tensor, watch: bool) -> None:
+    def __init__(
+        self, balancer: Balancer, step: int, counts: Tensor, scales: Tensor, watch: bool, see: See | None
+    ) -> None:
         self._balancer, self._method, self._ranks = balancer, balancer.method, balancer.ranks
         self._step, self._counts, self._scales = step, counts, scales
         tasks = len(counts)
-        splits = watch or "gramian" in (self._method.reads, self._method.learns)
-        self.point: Point | None = BalancePoint(self._weigh) if splits else None
+        splits = watch or see is not None or "gramian" in (self._method.reads, self._method.learns)
+        self.point: Point | None = BalancePoint(self._weigh, see) if splits else None
         self.gramian: Tensor | None = torch.zeros(tasks, tasks, dtype=torch.float64) if splits else None
         """Of the whole step, once all its backward passes are done; None where nothing asked for it."""
         self._unit: Seen | None = None

@@ -14,6 +14,8 @@ from torch import Tensor
 Weigh = Callable[[Tensor], Tensor]
 """The Gramian [T, T] of this rank's candidates, float64 on the host -> weights [T], float64. Called once in each
 backward pass, on every rank, also where a rank has no candidate: it may exchange with the other ranks."""
+See = Callable[[Tensor], None]
+"""Told the gradients [T, C, D] that arrive at the copies, before they are combined."""
 
 
 class Point(Protocol):
@@ -32,11 +34,11 @@ class BalancePoint:
 
     trains_below = True
 
-    def __init__(self, weigh: Weigh) -> None:
-        self._weigh = weigh
+    def __init__(self, weigh: Weigh, see: See | None = None) -> None:
+        self._weigh, self._see = weigh, see
 
     def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
-        return split(z, tasks, self._weigh)
+        return split(z, tasks, self._weigh, self._see)
 
 
 class Probe:
@@ -44,13 +46,14 @@ class Probe:
 
     trains_below = False
 
-    def __init__(self) -> None:
+    def __init__(self, see: See | None = None) -> None:
+        self._see = see
         self._z: Tensor | None = None
         self._gramian: Tensor | None = None
 
     def split(self, z: Tensor, tasks: int) -> tuple[Tensor, ...]:
         self._z = z.detach().requires_grad_()
-        return split(self._z, tasks, self._keep)
+        return split(self._z, tasks, self._keep, self._see)
 
     def gramian(self, loss: Tensor) -> Tensor:
         """float64 [T, T] on the host, of this rank's candidates: of a loss computed from the copies of one `split`."""
@@ -64,22 +67,24 @@ class Probe:
         return torch.zeros(len(gramian), dtype=torch.float64)
 
 
-def split(z: Tensor, tasks: int, weigh: Weigh) -> tuple[Tensor, ...]:
+def split(z: Tensor, tasks: int, weigh: Weigh, see: See | None = None) -> tuple[Tensor, ...]:
     """z [C, D] -> `tasks` copies [C, D]; z's gradient is the sum of theirs, each times its weight."""
-    copies: Tensor = _Split.apply(z, tasks, weigh)
+    copies: Tensor = _Split.apply(z, tasks, weigh, see)
     return copies.unbind(0)
 
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, tasks: int, weigh: Weigh) -> Tensor:
-        ctx.weigh = weigh
+    def forward(ctx: Any, z: Tensor, tasks: int, weigh: Weigh, see: See | None) -> Tensor:
+        ctx.weigh, ctx.see = weigh, see
         return z.detach().expand(tasks, *z.shape).clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (of_copies,) = gradients
+        if ctx.see is not None:
+            ctx.see(of_copies)
         flat = of_copies.flatten(1).double()
         weights = ctx.weigh((flat @ flat.T).cpu())
         combined = torch.einsum("t,tcd->cd", weights.to(of_copies.device), of_copies.double())
-        return combined.to(of_copies.dtype), None, None
+        return combined.to(of_copies.dtype), None, None, None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mtrec_ray.config import Augment
+from mtrec_ray.data.streaming.augment.domains import sample_domains, shares_by_domain
 from mtrec_ray.data.streaming.augment.draws import Draws
 from mtrec_ray.data.streaming.augment.history import change_history
 from mtrec_ray.data.streaming.augment.item_text import ItemTexts
@@ -27,6 +28,8 @@ class Augmenter:
     noise: TokenNoise | None = None
     ordered: bool = True
     """Whether something reads the events in their order: a language model"""
+    domains: tuple[str, ...] = ()
+    """Of the manifest"""
 
     def __call__(self, table: pa.Table, step: int) -> pa.Table:
         """`step`: number of the optimizer step, counted over epochs."""
@@ -34,9 +37,12 @@ class Augmenter:
             return table
         draws, before = Draws(self.seed, step), RequestRows.of(table)
         rows, wanted = before, self.settings
+        if wanted.domains:
+            rows = sample_domains(rows, shares_by_domain(wanted.domains, self.domains), draws)
         if wanted.negatives < 1:
             rows = sample_negatives(rows, wanted.negatives, draws)
-        if wanted.negatives < 1 or wanted.history_crop or wanted.history_mask or wanted.history_reorder:
+        thins = bool(wanted.domains) or wanted.negatives < 1
+        if thins or wanted.history_crop or wanted.history_mask or wanted.history_reorder:
             rows = change_history(rows, wanted, draws, self.ordered)
         if self.texts is not None:
             rows = self.texts(rows, draws)

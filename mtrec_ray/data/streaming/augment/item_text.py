@@ -94,6 +94,11 @@ def _from_function(run: Run, settings: ItemText) -> tuple[list[str], list[str]]:
     function = AUGMENTERS[settings.function]
     if run.data.items is None or run.data.items.text is None:
         raise ConfigError(f"{WHERE}.function: items have no text for it to work on; give data.items with `text`.")
+    if run.data.items.valid_from is not None:
+        raise ConfigError(
+            f"{WHERE}.function: the texts of data.items change with time (valid_from), and the function would mix "
+            "those of all times; give texts of your own as `path`, or leave out valid_from."
+        )
     items = read_entities(run.data.items)
     found = [
         (key, text)

@@ -1,0 +1,131 @@
+"""The catalogue of a prepared folder: every item of the log and of the item table, for tasks that match users against
+all items (`labels.MATCHING`).
+
+`catalogue.parquet`, a row per item in the order of their ids, the same however the log was cut:
+
+`item string` · `index int32` row of the item vocabulary, 0 = unknown to train · `categories list<int32>` values of the
+item's own categories side by side, each as wide as in the manifest (0 unknown, -1 absent) · `ids list<int32>` tokens of
+its text, at most `history.candidate_tokens`; empty without text or backbone · `first_seen int64` µs, the smallest time
+at which the log mentions it; null for items of the table alone, of which nobody knows since when they exist ·
+`shown int64` train rows · `positives.<task> int64` train rows with label 1, per task that matches. Requests name items
+by their row: columns `catalogue` of candidates and `event_catalogue` of history events.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.requests.ragged import Ragged
+from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CATALOGUE = "catalogue.parquet"
+_POSITIVES = "positives."
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """I items in the order of their ids."""
+
+    items: pa.Array
+    """string [I]"""
+    index: Array
+    """int64 [I] row of the item vocabulary, 0 = unknown to train"""
+    categories: Array
+    """int64 [I, G] values of the item's own categories, 0 unknown, -1 absent"""
+    text: Ragged
+    """[I] int32 token ids"""
+    first_seen: Array
+    """int64 [I] µs; `NEVER` for items that the log does not mention"""
+    shown: Array
+    """int64 [I] train rows"""
+    positives: dict[str, Array]
+    """int64 [I] train rows with label 1, per task"""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def rows(self, items: pa.Array) -> Array:
+        """int64: the row of each item, -1 = not in the catalogue."""
+        return rows_of(items, self.items)
+
+    def to_table(self) -> pa.Table:
+        width = self.categories.shape[1]
+        widths = Ragged(self.categories.astype(np.int32).ravel(), np.arange(len(self) + 1) * width)
+        return pa.table(
+            {
+                "item": self.items,
+                "index": pa.array(self.index.astype(np.int32)),
+                "categories": widths.to_arrow(),
+                "ids": Ragged(self.text.values.astype(np.int32), self.text.offsets).to_arrow(),
+                "first_seen": pa.array(self.first_seen, mask=self.first_seen == NEVER),
+                "shown": pa.array(self.shown),
+                **{f"{_POSITIVES}{task}": pa.array(counts) for task, counts in self.positives.items()},
+            }
+        )
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Catalogue":
+        table = table.combine_chunks()
+        categories, ids = (_ragged(table[name]) for name in ("categories", "ids"))
+        return cls(
+            items=_array(table["item"]),
+            index=table["index"].to_numpy().astype(np.int64),
+            categories=categories.values.astype(np.int64).reshape(table.num_rows, -1),
+            text=ids,
+            first_seen=pc.fill_null(table["first_seen"], NEVER).to_numpy(),
+            shown=table["shown"].to_numpy(),
+            positives={
+                name.removeprefix(_POSITIVES): table[name].to_numpy()
+                for name in table.column_names
+                if name.startswith(_POSITIVES)
+            },
+        )
+
+
+def rows_of(items: pa.Array, catalogue: pa.Array) -> Array:
+    """int64: where each item stands among the catalogue's, -1 = nowhere."""
+    return pc.index_in(items, value_set=catalogue).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def load_catalogue(prepared: str, manifest: Manifest) -> Catalogue | None:
+    """The catalogue of a prepared folder; None where no task needs one.
+
+    Raises:
+        DataError: the file is not what the manifest promises.
+    """
+    if manifest.catalogue is None:
+        return None
+    fs, root = open_fs(prepared)
+    path, promised = manifest.catalogue.path, manifest.catalogue.items
+    try:
+        found = Catalogue.from_table(pq.read_table(f"{root}/{path}", filesystem=fs))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(_damaged(prepared, path, str(error), promised)) from error
+    if len(found) != promised:
+        raise DataError(_damaged(prepared, path, f"{len(found)} items", promised))
+    return found
+
+
+def _damaged(prepared: str, path: str, found: str, promised: int) -> str:
+    return (
+        f"{prepared}/{path}: found {found}, but the manifest promises {promised} items. The prepared folder is "
+        "damaged; delete it and run `mtrec prepare` again."
+    )
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _ragged(column: pa.ChunkedArray) -> Ragged:
+    lists = _array(column)
+    return Ragged(lists.flatten().to_numpy(zero_copy_only=False), lists.offsets.to_numpy().astype(np.int64))

@@ -1,0 +1,114 @@
+"""The vector of an item: of its id, its categories and its text."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtrec_ray.config import Features, Matching
+from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.model.dropout import DropoutContext, dropped_elements
+from mtrec_ray.model.features import CategoryTable
+
+Embed = Callable[[Tensor], Tensor]
+"""The backbone's token embeddings: int64 [...] -> [..., H]. A function, for at ZeRO-3 the weight is not there."""
+
+_NUMBERS_AT_ONCE = 1 << 24
+"""Embedded numbers that the vectors of a whole catalogue are made from at a time."""
+
+
+class ItemVectors(nn.Module):
+    """Rows of the catalogue int64 [N] -> [N, dim]: the sum of what is known of the item.
+
+    - a vector of its id; items that train does not know share row 0, and in training a share of the items
+      (`features.id_dropout`) is taken for unknown, so that it is trained. Which ones depends on seed, step and item;
+    - for each of its own categories the mean of the vectors of its values;
+    - with a backbone, its text: the mean of the *token embeddings that the backbone begins with*, through a norm and a
+      linear layer. It costs no pass through the backbone, so a catalogue of any size can be read anew at each
+      evaluation, and new items have a vector; the order of the words does not count.
+    """
+
+    index: Tensor
+    categories: Tensor
+    ids: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        catalogue: Catalogue,
+        config: Matching,
+        features: Features,
+        hidden_size: int | None,
+        context: DropoutContext,
+    ) -> None:
+        """`hidden_size`: H of the backbone; None without one."""
+        super().__init__()
+        self.has_unit_length = config.similarity == "cosine"
+        self.dropout, self.context = features.id_dropout, context
+        self.table = nn.Embedding(manifest.num_items, config.dim)
+        nn.init.normal_(self.table.weight, std=0.05)
+        self.tables = nn.ModuleList(_category_tables(manifest, config.dim))
+        self.longest = int(catalogue.text.lengths.max(initial=0))
+        self.hidden_size = hidden_size if self.longest else None
+        if self.hidden_size is not None:
+            self.text = nn.Sequential(nn.LayerNorm(self.hidden_size), nn.Linear(self.hidden_size, config.dim))
+        for name, values in (
+            ("index", catalogue.index),
+            ("categories", catalogue.categories),
+            ("ids", np.append(catalogue.text.values, 0)),  # so that there is something to look up
+            ("starts", catalogue.text.offsets[:-1]),
+            ("lengths", catalogue.text.lengths),
+        ):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
+
+    def forward(self, rows: Tensor, embed: Embed | None) -> Tensor:
+        vectors: Tensor = self.table(self._known(rows))
+        categories = self.categories[rows]
+        for table in self.tables:
+            assert isinstance(table, CategoryTable)
+            vectors = vectors + table.of(categories)
+        if self.hidden_size is not None:
+            assert embed is not None
+            mean = self._mean_embedding(rows, embed).to(vectors.dtype)
+            vectors = vectors + torch.where(self.lengths[rows, None] > 0, self.text(mean), 0.0)
+        return functional.normalize(vectors, dim=1) if self.has_unit_length else vectors
+
+    @torch.no_grad()
+    def all_of(self, rows: Tensor, embed: Embed | None) -> Tensor:
+        """The same of many rows, part after part."""
+        size = max(1, _NUMBERS_AT_ONCE // max(1, self.longest * (self.hidden_size or 1)))
+        return torch.cat([self(part, embed) for part in rows.split(size)])
+
+    def _known(self, rows: Tensor) -> Tensor:
+        index = self.index[rows]
+        if not self.training or not self.dropout:
+            return index
+        if self.context.key is None:
+            raise ValueError("id dropout of the item vectors needs a DropoutKey in training")
+        dropped = dropped_elements(rows, 1, self.context.key.salt("ids.matching"), self.dropout)[:, 0]
+        return index.masked_fill(dropped, 0)
+
+    def _mean_embedding(self, rows: Tensor, embed: Embed) -> Tensor:
+        """[N, H] float32 at least; zeros for items without text."""
+        steps = torch.arange(self.longest, device=rows.device)
+        lengths = self.lengths[rows, None]
+        present = steps < lengths
+        embedded = embed(self.ids[torch.where(present, self.starts[rows, None] + steps, 0)])
+        embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
+        return (embedded * present[..., None]).sum(1) / lengths.clamp(min=1)
+
+
+def _category_tables(manifest: Manifest, dim: int) -> Sequence[CategoryTable]:
+    """Of the item's own categories, which stand side by side in the catalogue."""
+    assert manifest.catalogue is not None
+    tables, offset = [], 0
+    for entry in manifest.categories:
+        if entry.name in manifest.catalogue.categories:
+            tables.append(CategoryTable(entry.model_copy(update={"offset": offset}), dim))
+            offset += entry.width
+    return tables
