@@ -37,10 +37,10 @@ format: $(STAMP)  ## Format and sort imports
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search
+bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search, bench-balancing
 	@$(BIN)/python benchmarks/$*.py
 
-proof-%: $(STAMP)  ## Prove a method on a log with a planted answer (minutes): make proof-delay, proof-position, proof-negatives, proof-sparse, proof-negative_transfer, proof-lists
+proof-%: $(STAMP)  ## Prove a method on logs with a planted answer (minutes each): make proof-NAME, NAME as in benchmarks/proofs
 	@$(BIN)/python benchmarks/proofs/$*.py --json proof-$*.json
 
 study-%: $(STAMP)  ## Train a study's variants and seeds and print its table: make study-movielens_a (hours)
