@@ -23,7 +23,7 @@ def delivery_notes(counts: Mapping[str, int], run: Run) -> list[str]:
     if counts.get("rows_unmapped"):
         notes.append(f"{counts['rows_unmapped']} rows have a user that data.user_map does not know; they keep their id")
     for split in ("valid", "test"):
-        if counts[f"{split}_users"]:
-            new, users = counts[f"{split}_users_without_earlier_event"], counts[f"{split}_users"]
+        new, users = counts[f"{split}_users_without_earlier_event"], counts[f"{split}_users"]
+        if new:
             notes.append(f"{new / users:.1%} of the {users} {split} users have no earlier event")
     return notes
