@@ -71,6 +71,8 @@ def _named(run: Run) -> set[str]:
     named = {column for column in run.data.columns.model_dump().values() if column is not None}
     named |= {number.column for number in run.data.numbers} | {category.column for category in run.data.categories}
     named |= set(run.data.unique_by)
+    if run.split.column is not None:
+        named.add(run.split.column)
     for task in run.tasks.values():
         named |= {column for column in (task.value, task.feedback_time) if column is not None}
         for expression in (task.label, task.observed):

@@ -14,7 +14,10 @@ import pyarrow.compute as pc
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.preparing.settle import must_settle
+from mtrec_ray.data.preparing.shuffle import check_types
+from mtrec_ray.data.reading.drift import check_drift
 from mtrec_ray.data.reading.events import QUARANTINE, delivered_schema
+from mtrec_ray.data.reading.formats import column_types
 from mtrec_ray.data.reading.logs import LogFile, check_log, find_files, read_events
 from mtrec_ray.data.reading.user_map import read_user_map
 from mtrec_ray.data.requests.bucket import IdOrder
@@ -93,7 +96,8 @@ def read_log(run: Run, most_rows: int = MOST_ROWS) -> LogRead:
     """Reads all files once.
 
     Raises:
-        DataError: no such log, no usable row, or no user or item with so few rows as are to be looked at.
+        DataError: no such log, a column that changes its type, no usable row, none of a type that is asked for, or no
+            user or item with so few rows as are to be looked at.
         ConfigError: expressions that cannot be read.
     """
     files = find_files(run.data)
@@ -101,7 +105,7 @@ def read_log(run: Run, most_rows: int = MOST_ROWS) -> LogRead:
     known_users, settling = read_user_map(run.data), must_settle(run)
     empty = delivered_schema(run).empty_table()
     users, items = HashSample("user", most_rows, empty), HashSample("item", most_rows, empty)
-    bad, rows_read, reasons = [QUARANTINE.empty_table()], 0, Counter[str]()
+    bad, rows_read, reasons, types = [QUARANTINE.empty_table()], 0, Counter[str](), Counter[str]()
     integers = {"user": True, "item": True}
     with track("Reading the log", unit="rows") as bar:
         for number, file in enumerate(files):
@@ -112,12 +116,15 @@ def read_log(run: Run, most_rows: int = MOST_ROWS) -> LogRead:
                 for name in integers:
                     integers[name] &= all_integers(pc.unique(events.table[name]).drop_null().to_pylist())
                 rows_read += events.rows_read
+                types.update(events.types)
                 reasons.update(events.quarantine["reason"].to_pylist())
                 bad.append(events.quarantine.slice(0, max(0, _BAD_KEPT - sum(part.num_rows for part in bad))))
                 bar.advance(events.rows_read)
     if rows_read == reasons.total():
         common = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
         raise DataError(f"data.logs: no usable row in {len(files)} file(s). {common}")
+    check_drift(files, [column_types(file) for file in files], run)
+    check_types(types, run)
     for sample in (users,) if settling else (users, items):
         if not sample.rows:
             raise DataError(

@@ -12,7 +12,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from mtrec_ray.config import Part
+from mtrec_ray.config import Part, Run
+from mtrec_ray.errors import ConfigError
 from mtrec_ray.tasks.binary import base_logit
 from mtrec_ray.tasks.kind import (
     KINDS,
@@ -48,6 +49,16 @@ class MatchingKind(TaskKind):
     reported: tuple[str, ...] = ("ndcg@10", "recall@10", "mrr", "ndcg@50", "recall@50", "auc", "gauc")
     first_scale: ClassVar[float]
     """What the cosine of the two vectors is multiplied with at first."""
+
+    @classmethod
+    def check_run(cls, task: str, run: Run) -> None:
+        super().check_run(task, run)
+        if run.data.items is not None and run.data.items.valid_from is not None:
+            raise ConfigError(
+                f"tasks.{task}.kind: '{run.tasks[task].kind}' gives each item one vector for all times, but "
+                "data.items.valid_from says that items change: vectors of what they became later would rank earlier "
+                "rows. Leave out data.items.valid_from and give a table from before the split, or take another kind."
+            )
 
     @property
     def placed(self) -> bool:

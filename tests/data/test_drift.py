@@ -106,6 +106,13 @@ def test_a_float_that_becomes_an_integer_narrows_and_empty_columns_say_nothing()
         prepare(run(), serial_tasks)
 
 
+def test_whole_numbers_on_days_with_and_without_gaps_are_one_type() -> None:
+    write(1, price=pa.array([1.0, None, 3.0, 4.0, 5.0], pa.float64()))
+    write(2, price=pa.array([1, 2, 3, 4, 5], pa.int64()))
+    write(3, price=pa.array([1.0, None, 3.0, 4.0, 5.0], pa.float64()))
+    assert prepare(run(), serial_tasks).manifest.counts["rows_read"] == 15
+
+
 @pytest.mark.parametrize(("declared", "factor", "looks"), [("s", 1000, "ms"), ("ms", 0.001, "s")])
 def test_a_change_of_unit_is_refused_with_both_files(declared: str, factor: float, looks: str) -> None:
     scale = 1 if declared == "s" else 1000

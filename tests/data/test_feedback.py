@@ -1,5 +1,6 @@
 """Feedback in files of its own: joined to the exposures that it belongs to, days later and in any order."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,20 @@ def test_an_impression_id_names_the_exposure_whatever_the_clocks_say() -> None:
     assert labels(table) == {
         ("1", "10", 0): (1, 9000),
         ("1", "11", 5): (0, None),
-        ("1", "10", 100): (1, 90),  # 10 s before its exposure, by another clock
+        ("1", "10", 100): (1, 100),  # 10 s before its exposure, by another clock: known with it, not before
         ("2", "10", 50): (0, None),  # 'a' is an impression of user 1
     }
     assert counts["feedback_unmatched"] == 1
+
+
+def test_an_exposure_without_an_impression_id_is_not_observed() -> None:
+    views([(1, 10, 0, "a"), (1, 11, 5, ""), (1, 12, 9, "c")])
+    write("likes.csv", "user,time,shown", [(1, START + 20, "a")])
+    source = {"logs": "likes.csv", "type": "LIKE", "by": "impression"}
+    table, _ = settled(run_of(source, data__columns__impression="shown"))
+    found = {item: label for (_, item, _), (label, _) in labels(table).items()}
+    assert (found["10"], found["12"]) == (1, 0)
+    assert math.isnan(found["11"])
 
 
 def test_with_the_id_of_a_list_the_item_says_which_row() -> None:

@@ -41,7 +41,7 @@ def _label(log: Examined, task: str, label: Array) -> Iterator[Finding]:
     positive = seen & (label > 0)
     for rows, what in ((seen, "is not observed"), (positive, "is never given")):
         users = [len(np.unique(view.user[rows & (period == p)])) for p in range(PERIODS)]
-        absent = [p for p in range(PERIODS) if users[p] == 0]
+        absent = [p for p in range(PERIODS) if users[p] == 0 and (period == p).any()]  # ties may leave a period empty
         others = [count for count in users if count]
         if absent and others and float(np.median(others)) >= _EXPECTED:
             yield Finding(

@@ -11,8 +11,8 @@ from mtrec_ray.check.finding import CHECKS, Finding
 def later_tables(log: Examined) -> Iterator[Finding]:
     """Columns of the tables of items and users with later knowledge: they tell the log's rows or labels.
 
-    A table has one value for all rows of a key, the earliest and those of test alike. See `check.counts` for what an
-    honest column cannot know.
+    Without `valid_from` a table has one value for all rows of a key, the earliest and those of test alike. See
+    `check.counts` for what an honest column cannot know.
     """
     for scope, view in (("item", log.by_item), ("user", log.by_user)):
         found: dict[str, Known] = {}

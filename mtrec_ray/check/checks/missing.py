@@ -54,12 +54,15 @@ def _by_label(log: Examined, feature: Feature, absent: Array) -> Iterator[Findin
 
 def _by_time(log: Examined, feature: Feature, absent: Array) -> Iterator[Finding]:
     view = log.by_user
+    if not (log.train.any() and log.test.any()):
+        return
     both = log.train | log.test
     train, test = float(absent[log.train].mean()), float(absent[log.test].mean())
     shift = mean_shift(absent[both].astype(float), log.test[both], view.user[both])
     sure = shift is not None and (shift.low > 0 or shift.high < 0) and abs(shift.value) >= _SPLIT
     period = period_of(view.time)
-    shares = np.bincount(period, absent, minlength=PERIODS) / np.bincount(period, minlength=PERIODS)
+    filled = np.unique(period)  # rows of one time are in one period, which may leave others empty
+    shares = np.array([absent[period == p].mean() for p in filled])
     if not sure and float(shares.max() - shares.min()) < _PERIOD:
         return
     rows = np.flatnonzero(absent & (log.test if test > train else log.train))
@@ -68,7 +71,7 @@ def _by_time(log: Examined, feature: Feature, absent: Array) -> Iterator[Finding
         "missing",
         f"Column {feature.described} is missing in {train:.0%} of the train rows and in {test:.0%} of the test rows.",
         {"train": round(train, 4), "test": round(test, 4)}
-        | {f"period {i + 1} of {PERIODS}": round(float(share), 4) for i, share in enumerate(shares)},
+        | {f"period {p + 1} of {PERIODS}": round(float(share), 4) for p, share in zip(filled, shares, strict=True)},
         log.places(view, rows),
         "A model learns what the column means from rows that have it. Fill it in for all periods, renew the table, or "
         "leave it out.",

@@ -62,8 +62,10 @@ def _within(log: Examined, label: Array, scores: Array) -> Estimate | None:
 
 
 def _is_position(log: Examined, label: Array, order: Estimate) -> bool:
+    data = log.run.data
+    names = {"position", *(number.feature for number in data.numbers if number.column == data.columns.position)}
     for feature in log.by_user.features:
-        if feature.name == "position" and feature.values is not None:
+        if feature.name in names and feature.values is not None:
             position = _within(log, label, feature.values)
             return position is not None and abs(position.value - order.value) < _SAME
     return False

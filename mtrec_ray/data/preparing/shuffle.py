@@ -146,7 +146,13 @@ def check_shuffled(files: Sequence[LogFile], counts: Sequence[FileCounts], run: 
         )
     if read == bad:
         raise DataError(f"data.logs: the log is empty: no usable row in {len(counts)} file(s).")
-    types = sum((c.types for c in counts), Counter[str]())
+    check_types(sum((c.types for c in counts), Counter[str]()), run)
+    return IdOrder(all(c.integer_users for c in counts), all(c.integer_items for c in counts))
+
+
+def check_types(types: Counter[str], run: Run) -> None:
+    """`types`: rows of each event type. Raises `DataError` where none has the candidates' (`behaviours`), or one that a
+    task looks for in feedback."""
     if run.data.layout == "behaviours" and not types[run.data.candidate_event or ""]:
         known = ", ".join(f"{name} ({n})" for name, n in types.most_common(8))
         raise DataError(
@@ -159,7 +165,6 @@ def check_shuffled(files: Sequence[LogFile], counts: Sequence[FileCounts], run: 
                 f"tasks.{name}.event: no row of data.feedback has type '{task.event}'."
                 f"{suggest(task.event, list(types))}"
             )
-    return IdOrder(all(c.integer_users for c in counts), all(c.integer_items for c in counts))
 
 
 def _by_bucket(table: pa.Table, buckets: int) -> Iterable[tuple[int, pa.Table]]:

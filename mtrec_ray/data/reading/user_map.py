@@ -74,7 +74,7 @@ def read_user_map(data: Data) -> KnownUsers | None:
 
 def _refuse_contradictions(keys: pa.Array, users: pa.Array, valid_from: Array, timed: bool) -> None:
     entries = set(zip(keys.to_pylist(), valid_from.tolist(), users.to_pylist(), strict=True))
-    for (key, _), count in Counter((key, time) for key, time, _ in entries).most_common(1):
+    for (key, _), count in Counter((key, time) for key, time, _ in sorted(entries)).most_common(1):
         if count > 1:
             remedy = "leave one of the rows" if timed else "give `valid_from`, the column that says since when"
             raise DataError(f"{_WHERE}: id '{key}' means {count} users at the same time; {remedy}.")

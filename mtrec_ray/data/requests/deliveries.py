@@ -55,7 +55,8 @@ def join_feedback(table: pa.Table, run: Run, source_of_file: Array) -> tuple[pa.
 
     A feedback belongs to an exposure of its user with the same item or (`by: impression`) impression id: to the last
     one that is not later, or, by an id, to the first one, should all be later: clocks differ. The first feedback of an
-    exposure counts for a task. Where none came, the label is 0, and the value of a task with `value` not observed.
+    exposure counts for a task. Where none came, the label is 0, and the value of a task with `value` not observed; nor
+    is anything where the exposure has no impression id and no feedback could have named it otherwise.
 
     Args:
         source_of_file: see `sources_of`.
@@ -71,6 +72,8 @@ def join_feedback(table: pa.Table, run: Run, source_of_file: Array) -> tuple[pa.
     feedback = table.filter(pc.is_in(kind, value_set=wanted))
     times, row_ids = feedback["time"].to_numpy(), feedback["row_id"].to_numpy()
     exposure = _exposures(table, shown, feedback, run, source_of_file)
+    shown_times = shown["time"].to_numpy()
+    unnamed = pc.is_null(shown["impression"]).to_numpy() if "impression" in shown.column_names else None
     first_of_any = np.zeros(feedback.num_rows, dtype=bool)
     for name, task in run.tasks.items():
         if task.event is None:
@@ -80,8 +83,13 @@ def join_feedback(table: pa.Table, run: Run, source_of_file: Array) -> tuple[pa.
         mine = mine[np.lexsort((row_ids[mine], times[mine], exposure[mine]))]
         mine = mine[np.flatnonzero(np.diff(exposure[mine], prepend=-1))]
         label = np.full(shown.num_rows, 0.0 if task.value is None else np.nan)
+        sources = [source for source in run.data.feedback if source.type in (None, task.event)]
+        if unnamed is not None and all(source.by == "impression" for source in sources):
+            label[unnamed] = np.nan
         known = np.zeros(shown.num_rows, dtype=np.int64)
-        label[exposure[mine]], known[exposure[mine]] = value[mine], times[mine]
+        label[exposure[mine]] = value[mine]
+        # Not before the exposure, whatever another clock says: or the row's own history would tell its label.
+        known[exposure[mine]] = np.maximum(times[mine], shown_times[exposure[mine]])
         first_of_any[mine] = True
         shown = _replaced(shown, f"label.{name}", pa.array(label))
         shown = _replaced(shown, f"feedback_time.{name}", pa.array(known, mask=known == 0))

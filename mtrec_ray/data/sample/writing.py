@@ -1,7 +1,7 @@
 """A scenario as files: partitioned logs, tables, configs, and the truth apart from the logs.
 
 logs/dt=2024-01-31/hr=07/part-00000.parquet     impressions; with their feedback, unless it has files of its own
-logs_feedback/dt=.../hr=.../part-00000.parquet  on request: one row per feedback, by the time of the feedback
+feedback/dt=.../hr=.../part-00000.parquet       on request: one row per feedback, by the time of the feedback
 items.parquet, users.parquet                    titles, categories, prices; segments, unless they are hidden
 user_graph.parquet, item_graph.parquet          edges, in scenarios that have them
 run.yaml, run_random.yaml                       configs: test rows by time; only the uniformly drawn ones of them
@@ -67,11 +67,9 @@ def write_scenario(
     """
     fs, root = open_fs(folder)
     clear(fs, root, folder)
+    write_atomic(fs, f"{root}/truth.json", b"null")  # says whose folder this is, should we not come to the end
     world = World.drawn(scenario, size)
     _write_tables(fs, root, world)
-    for name, random_test in (("run.yaml", False), ("run_random.yaml", True)):
-        text = run_yaml(world, folder.rstrip("/"), feedback_files, random_test)
-        write_atomic(fs, f"{root}/{name}", text.encode())
     tally = _Tally()
     kept: list[tuple[np.ndarray, Exposures, Truth]] = []
     with open_atomic(fs, f"{root}/truth.parquet") as stream, _TableStream(stream) as truths:
@@ -82,6 +80,9 @@ def write_scenario(
                 kept.append((ids, rows, truth))
         if tally.rows == 0:
             raise ConfigError(f"{size.users} users came not once in {size.days} days; give more users or days.")
+    for name, random_test in (("run.yaml", False), ("run_random.yaml", True)):
+        text = run_yaml(world, folder.rstrip("/"), feedback_files, random_test)
+        write_atomic(fs, f"{root}/{name}", text.encode())
     found: dict[str, Figures] = {}
     if figures:
         log, facts = Exposures.joined([rows for _, rows, _ in kept]), Truth.joined([truth for _, _, truth in kept])
