@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from proof import line, parsed, summary, test_scores
+from proof import defined, line, parsed, summary, test_scores
 from pydantic import Field
 
 from mtrec_ray.config import Part, Run
@@ -99,7 +99,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for name, parts in variants().items():
                 scores = test_scores(config(folder, seed, parts), data[seed])
-                losses[name].append(float(log_loss(scores.labels[:, 0], scores.scores["purchase"]) or 0.0))
+                losses[name].append(defined(log_loss(scores.labels[:, 0], scores.scores["purchase"])))
                 print(f"seed {seed}, {name}: {losses[name][-1]:.4f}", flush=True)
     result = conclude(losses, arguments.seeds)
     if arguments.json is not None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import line, parsed, summary, test_scores
+from proof import defined, line, parsed, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -62,8 +62,8 @@ def main() -> None:
             scores = test_scores(run, data[seed, way])
             labels, promised = scores.labels[:, 0], scores.scores["buy"]
             over = ~np.isnan(labels)
-            ratios[way].append(float(calibration_ratio(labels[over], promised[over]) or 0.0))
-            areas[way].append(float(auc(labels[over], promised[over]) or 0.0))
+            ratios[way].append(defined(calibration_ratio(labels[over], promised[over])))
+            areas[way].append(defined(auc(labels[over], promised[over])))
             print(f"seed {seed} {way}: {ratios[way][-1]:.4f}, AUC {areas[way][-1]:.4f}", flush=True)
     result = conclude(ratios, areas, arguments.seeds)
     if arguments.json is not None:

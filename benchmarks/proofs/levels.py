@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from proof import line, parsed, summary
+from proof import defined, line, parsed, summary
 from torch import Tensor
 
 from mtrec_ray import config_file
@@ -99,7 +99,7 @@ class Place:
         for task in BINARY:
             labels = scores.labels[:, self.objective.tasks.index(task)]
             seen = ~np.isnan(labels)
-            found[task] = float(auc(labels[seen], scores.scores[task][seen]) or 0.0)
+            found[task] = defined(auc(labels[seen], scores.scores[task][seen]))
         return found
 
     def at_parameters(self, engine: Engine, batch: Batch, step: int) -> "TaskGradients":

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import line, parsed, summary, test_scores
+from proof import defined, line, parsed, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -62,7 +62,7 @@ def main() -> None:
         for (kind, seed), prepared_data in data.items():
             for way, position in WAYS.items():
                 scores = test_scores(config(place, kind, seed, position), prepared_data)
-                areas[kind][way].append(float(auc(scores.labels[:, 0], scores.scores["click"]) or 0.0))
+                areas[kind][way].append(defined(auc(scores.labels[:, 0], scores.scores["click"])))
                 print(f"{kind}, seed {seed}, {way}: {areas[kind][way][-1]:.4f}", flush=True)
     result = {kind: conclude(kind, found, arguments.seeds) for kind, found in areas.items()}
     if arguments.json is not None:

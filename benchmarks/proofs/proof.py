@@ -37,7 +37,10 @@ def parsed(description: str | None, seeds: Sequence[int]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if len(arguments.seeds) < 2:
+        parser.error("--seeds: an interval needs at least two")
+    return arguments
 
 
 def by_seed(measured: Callable[[int, Path], Found], seeds: Sequence[int]) -> list[Found]:
@@ -86,6 +89,13 @@ def trained(run: Run, data: Prepared) -> Trained:
         fitted.engine.close()
     assert scores is not None
     return Trained(scores, kinds, facts_of(test.order.shards)(scores.row_ids, kinds), fitted.best_metric)
+
+
+def defined(figure: float | None) -> float:
+    """A metric's value. Raises `ValueError` where the rows do not define it."""
+    if figure is None:
+        raise ValueError("the test rows do not define the metric: all labels are alike")
+    return figure
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtrec_ray.config import Adaptive, Balance, Compare, JointMethod, Run, Tune
+from mtrec_ray.config import Adaptive, Adversarial, Balance, Compare, JointMethod, Run, Tune
 from mtrec_ray.config_file import override, validate
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.errors import ConfigError
@@ -151,6 +151,8 @@ def _alone(run: Run, task: str, metric: str) -> Variant:
         "balance": Balance(conflict=False),  # one task is never in conflict,
         "strategy": run.strategy.model_copy(update={"tasks": "joint", "adaptive": Adaptive()}),  # and takes no turns
     }
+    if KINDS[run.tasks[task].kind].matches:  # it reads nothing that an adversary moves
+        own["regularization"] = run.regularization.model_copy(update={"adversarial": Adversarial()})
     place = list(run.tasks).index(task)
     slug = f"alone-{_slug(task) or f'task{place}'}"
     alone = run.model_copy(update={"tune": Tune(), "compare": Compare(), **own})
@@ -179,6 +181,8 @@ def _check_path(run: Run, where: str, path: str) -> None:
     part, *rest = path.split(".")
     if part in FIXED:
         raise ConfigError(f"{where}: '{path}' is the same for all trainings: {FIXED[part]}.")
+    if path.endswith(".params.exclude_seen"):
+        raise ConfigError(f"{where}: '{path}' is the same for all trainings: it says which items are ranked.")
     if part == "tasks" and rest and rest[0] not in run.tasks:
         raise ConfigError(f"{where}: '{path}': there is no task '{rest[0]}'.{suggest(rest[0], run.tasks)}")
 

@@ -33,7 +33,8 @@ class Stage(Part):
 
 
 class Adaptive(Part):
-    """Task weights that validation rows steer during the run; see `mtrec_ray.multitask.strategy.adaptive`."""
+    """Task weights that validation rows steer during the run; see `mtrec_ray.multitask.strategy.adaptive`. Tasks that
+    match users with items keep theirs."""
 
     main: list[str] = []
     """The tasks for whose sake the others are trained: these keep their weights. Empty: nothing is steered."""

@@ -51,7 +51,7 @@ FIXED = {
 LENGTHS = ("train.epochs", "train.max_steps")
 SEARCHED = (
     "train.learning_rate.*, train.weight_decay.*, train.batch_requests and the like; tasks.<name>.weight and params.*; "
-    "adapter.*; towers.*; balance.*; features.*_dim, features.hidden and dropout; "
+    "adapter.*; towers.*; matching.*; balance.*; strategy.*; features.*_dim, features.hidden and dropout; "
     "augment.*; regularization.*; position.*; engine.optimizer"
 )
 
@@ -104,6 +104,8 @@ def _reason(path: str, run: Run) -> str | None:
     opening = [".".join(parts[: i + 1]) for i in range(len(parts))]
     if path in LENGTHS and run.tune.scheduler != "none":
         return f"{LENGTH}; with tune.scheduler: none it can be"
+    if path.endswith(".params.exclude_seen"):
+        return RULER
     return next((FIXED[part] for part in opening if part in FIXED), None)
 
 
@@ -143,7 +145,10 @@ def _idle(path: str, run: Run) -> str | None:
         return f"adapter.kind is {run.adapter.kind}"
     if of_adapters and part == "train" and run.adapter.kind == "frozen":
         return "adapter.kind is frozen"
-    if path == "features.id_dropout" and not (run.features.user_dim or run.features.item_dim):
+    matches = any(KINDS[task.kind].matches for task in run.tasks.values())
+    if part == "matching" and not matches:
+        return "no task is of kind retrieval or interest_match"
+    if path == "features.id_dropout" and not (run.features.user_dim or run.features.item_dim or matches):
         return "features.user_dim and features.item_dim are 0"
     if part == "position" and (reason := _idle_position(field, run)):
         return reason
@@ -151,7 +156,7 @@ def _idle(path: str, run: Run) -> str | None:
         return "strategy.adaptive.main is empty"
     if part == "regularization" and (reason := _idle_regularization(field, run)):
         return reason
-    if part == "augment" and (reason := _idle_augmentation(field, run)):
+    if part == "augment" and (reason := _idle_augmentation(field, run, matches)):
         return reason
     if (
         path in ("backbone.width", "backbone.layers", "backbone.heads", "backbone.vocab_size")
@@ -183,11 +188,12 @@ def _idle_regularization(field: str, run: Run) -> str | None:
     return None
 
 
-def _idle_augmentation(field: str, run: Run) -> str | None:
+def _idle_augmentation(field: str, run: Run, matches: bool) -> str | None:
     if run.backbone.name == NONE and field in ("token_noise", "history_reorder"):
         return "backbone.name is none"
     if field.startswith("history_") and not run.history.max_events:
         return "history.max_events is 0"
-    if field.startswith("history_") and run.backbone.name == NONE and not run.features.history_dim:
+    reads_history = run.backbone.name != NONE or run.features.history_dim > 0 or matches
+    if field.startswith("history_") and not reads_history:
         return "backbone.name is none and features.history_dim is 0, so that nothing reads the history"
     return None

@@ -1,9 +1,9 @@
 """The change of a model's inputs, within a ball around them, that raises the loss.
 
 A unit's inputs are a point: a request's token embeddings together, or a candidate's side features. Its perturbation r
-follows the gradient g of the step's loss with respect to that point, and depends on no other unit of the batch; so it
-is the same however a step is cut into micro-steps and dealt to ranks. With |x| the Euclidean norm of the point (of what
-has a gradient: a token that no labelled candidate sees is left alone, and left out):
+follows the gradient g of the step's loss with respect to that point, and depends on no other request of the batch; so
+it is the same however a step is cut into micro-steps and dealt to ranks. With |x| the Euclidean norm of the point (of
+what has a gradient: a token that no labelled candidate sees is left alone, and left out):
 
 - `fgm`: r = epsilon |x| g / |g| (Miyato, Dai, Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text
   Classification", arXiv 1605.07725, Eq. 5, there with -g of the log-likelihood).

@@ -72,7 +72,7 @@ class StepResult:
     loss: Tensor
     """Weighted loss over all ranks, scalar."""
     task_loss: Tensor
-    """[T] mean over the step's observed labels; NaN where there are none."""
+    """[T] mean over the step's observed labels, with what `regularization` adds to it; NaN where there are none."""
     counts: Tensor
     """[T] observed labels, all ranks"""
     balance: Tensor
@@ -182,7 +182,7 @@ def _take_step(
         "task_loss": sums / counts,
         "counts": counts,
         "balance": balanced.weights,
-        "gramian": balanced.gramian,
+        "gramian": balanced.conflict,
         "factors": None if recipe.steering is None else factors,
         "agreement": agreement,
         "grad_norm": grad_norm,

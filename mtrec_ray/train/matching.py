@@ -33,7 +33,7 @@ def check_matching(run: Run) -> None:
                 "regularization.adversarial.on is tokens, but the vectors of items are made of the same token "
                 f"embeddings, which are no request's, for task '{matching[0]}'; set it to features."
             )
-        if len(matching) == len(run.tasks):
+        if all(task.weight == 0 or KINDS[task.kind].matches for task in run.tasks.values()):
             raise ConfigError(
                 f"regularization.adversarial moves side features, which no task reads: '{matching[0]}', as all tasks, "
                 "matches vectors of users and items. Leave it out."

@@ -35,6 +35,7 @@ from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.multitask.balancing.point import Point
 from mtrec_ray.multitask.losses import Objective, Views
 from mtrec_ray.tasks.kind import Logits
+from mtrec_ray.tasks.kinds import KINDS
 from mtrec_ray.train.adversary import perturbation
 
 
@@ -100,10 +101,12 @@ def check_regularization(run: Run) -> None:
             "regularization.adversarial.on is tokens, but backbone is 'none', so that no tokens are read; set it to "
             "features."
         )
-    if run.regularization.r_drop.weight and not any(dropouts(run).values()):
+    found = dropouts(run)
+    if run.regularization.r_drop.weight and not any(found.values()):
+        remedy = f"set one of {', '.join(found)} above 0, or the weight to 0" if found else "set the weight to 0"
         raise ConfigError(
-            f"regularization.r_drop.weight is {run.regularization.r_drop.weight:g}, but there is no dropout, so that "
-            f"both predictions are the same: set one of {', '.join(dropouts(run))} above 0, or the weight to 0."
+            f"regularization.r_drop.weight is {run.regularization.r_drop.weight:g}, but there is no dropout in what "
+            f"the tasks read, so that both predictions are the same: {remedy}."
         )
 
 
@@ -121,13 +124,20 @@ def check_features(run: Run, manifest: Manifest) -> None:
 
 
 def dropouts(run: Run) -> dict[str, float]:
-    """All dropouts that the model of this run can have, by dotted path."""
+    """All dropouts that the model of this run can have in what its trained tasks read, by dotted path.
+
+    Tasks that match read no side features, and their items' vectors are the same in both predictions.
+    """
     features, towers, kind = run.features, run.towers, run.adapter.kind
-    found = {"towers.dropout": towers.dropout, "features.dropout": features.dropout if features.hidden else 0.0}
-    if features.user_dim or features.item_dim:
-        found["features.id_dropout"] = features.id_dropout
+    found = {}
     if run.backbone.name != "none" and "dropout" in ADAPTER_FIELDS[kind]:
         found["adapter.dropout"] = run.adapter.dropout
+    if all(task.weight == 0 or KINDS[task.kind].matches for task in run.tasks.values()):
+        return found
+    found["towers.dropout"] = towers.dropout if towers.hidden else 0.0
+    found["features.dropout"] = features.dropout if features.hidden else 0.0
+    if features.user_dim or features.item_dim:
+        found["features.id_dropout"] = features.id_dropout
     if run.position.method != "none":
         found["position.dropout"] = run.position.dropout
     return found

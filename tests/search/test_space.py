@@ -78,6 +78,15 @@ def test_a_misspelt_parameter_is_refused_with_the_nearest():
         Space.parse(run_of({"towers.params.expert": [2, 3]}, towers={"kind": "mmoe"}))
 
 
+def test_what_is_ranked_is_not_searched_and_vectors_that_no_task_reads_are_idle():
+    tasks = {"a": {"label": "a"}, "b": {"kind": "retrieval", "label": "b"}}
+    with pytest.raises(ConfigError, match=r"exclude_seen is not searched: trials are compared by it"):
+        Space.parse(run_of({"tasks.b.params.exclude_seen": [False, True]}, tasks=tasks))
+    with pytest.raises(ConfigError, match="changes nothing, since no task is of kind retrieval or interest_match"):
+        Space.parse(run_of({"matching.dim": [8, 16]}))
+    assert Space.parse(run_of({"matching.dim": [8, 16]}, tasks=tasks)).paths == ["matching.dim"]
+
+
 def test_conditions_of_conditions():
     space = {**LORA, "adapter.alpha": {"uniform": [1, 8], "when": {"adapter.rank": [4]}}}
     parsed = Space.parse(run_of(space))

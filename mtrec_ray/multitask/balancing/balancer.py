@@ -71,7 +71,8 @@ class BalancedStep:
         self._balancer, self._method, self._ranks = balancer, balancer.method, balancer.ranks
         self._step, self._counts, self._scales = step, counts, scales
         tasks = len(counts)
-        splits = watch or see is not None or "gramian" in (self._method.reads, self._method.learns)
+        self._measured = watch or "gramian" in (self._method.reads, self._method.learns)
+        splits = self._measured or see is not None
         self.point: Point | None = BalancePoint(self._weigh, see) if splits else None
         self.gramian: Tensor | None = torch.zeros(tasks, tasks, dtype=torch.float64) if splits else None
         """Of the whole step, once all its backward passes are done; None where nothing asked for it."""
@@ -126,6 +127,11 @@ class BalancedStep:
         if self._method.learns == "gramian":
             seen = Seen(seen.losses, seen.observed, self.gramian, torch.ones_like(seen.losses))
         self._method.learn(self._step, seen, None if again is None else self._seen(again, self._counts).losses)
+
+    @property
+    def conflict(self) -> Tensor | None:
+        """`gramian`, where it was to be measured or the method had to; not where another only looked at the point."""
+        return self.gramian if self._measured else None
 
     @property
     def weights(self) -> Tensor:

@@ -110,10 +110,11 @@ def check_adaptive(run: Run) -> None:
                 f"strategy.adaptive.main names '{name}' of kind '{run.tasks[name].kind}', which does not read the "
                 "layer at which gradients are compared. Name a task of another kind."
             )
-    if not any(task.weight > 0 and name not in adaptive.main for name, task in run.tasks.items()):
+    steered = [name for name, task in run.tasks.items() if task.weight > 0 and not KINDS[task.kind].matches]
+    if set(steered) <= set(adaptive.main):
         raise ConfigError(
-            "strategy.adaptive.main names all tasks that have a weight, so that there is nothing to steer. Name fewer, "
-            "or leave strategy.adaptive out."
+            "strategy.adaptive.main names all tasks that have a weight and read the layer at which gradients are "
+            "compared, so that there is nothing to steer. Name fewer, or leave strategy.adaptive out."
         )
     if run.strategy.tasks != "joint":
         raise ConfigError(
