@@ -30,8 +30,6 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.parallel import serial_tasks
-from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
-from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.launch.ingest import order_settings
@@ -116,9 +114,7 @@ class Bench:
         settings = (f"train.batch_requests={batch_requests}", "engine.name=plain", "train.micro_tokens=1000000")
         run = sample_run(folder, USERS, (f"tasks={json.dumps(wanted)}", "train.log_every=1000000", *settings))
         data = prepare(run, serial_tasks)
-        order = order_settings(run, "train", 1)
-        chunks = LocalChunks(data.path, order, 0)
-        stream = StepStream(open_order(data.path, order), 0, Collator(data.manifest), chunks)
+        stream = StepStream.local(data.path, data.manifest, order_settings(run, "train", 1))
         steps = [StepData(n, step.batches) for n, step in enumerate(stream.steps(0, BATCHES))]
         engine, _ = open_engine(run, data.manifest, torch.device("cpu"), BackboneBuilder(run, data.path, data.manifest))
         return cls(run, data, engine, make_objective(run, data.manifest), steps)

@@ -20,8 +20,6 @@ from turns import resident_mib
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
-from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.evaluate.facts import facts_of
@@ -144,9 +142,7 @@ def _local_data(run: Run, prepared: str, manifest: Manifest) -> TrainingData:
     """The streams of a trial of one worker, read in this process."""
 
     def stream(split: str) -> StepStream:
-        settings = order_settings(run, split, 1)
-        source = LocalChunks(prepared, settings, 0)
-        return StepStream(open_order(prepared, settings), 0, Collator(manifest, reads_causally(run)), source)
+        return StepStream.local(prepared, manifest, order_settings(run, split, 1), reads_causally(run))
 
     valid = stream("valid")
     return TrainingData(stream("train"), valid, facts_of(valid.order.shards))

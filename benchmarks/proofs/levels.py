@@ -34,8 +34,6 @@ from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.parallel import serial_tasks
 from mtrec_ray.data.sample import write_sample
-from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
-from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.evaluate.metrics import auc
@@ -79,9 +77,7 @@ class Place:
         return cls(run, data, make_objective(run, data.manifest))
 
     def steps(self, split: str, last: int | None = None) -> Iterator[Any]:
-        settings = order_settings(self.run, split, 1)
-        chunks = LocalChunks(self.data.path, settings, 0)
-        stream = StepStream(open_order(self.data.path, settings), 0, Collator(self.data.manifest), chunks)
+        stream = StepStream.local(self.data.path, self.data.manifest, order_settings(self.run, split, 1))
         return stream.steps(0, stream.order.steps_per_epoch if last is None else last)
 
     def engine(self) -> Engine:

@@ -14,10 +14,9 @@ import torch
 from scipy import stats
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
-from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
-from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.evaluate.facts import Facts, facts_of
 from mtrec_ray.launch.ingest import order_settings
@@ -74,13 +73,11 @@ def trained(run: Run, data: Prepared) -> Trained:
     torch.set_num_threads(1)
 
     def stream(split: str, augmenter: Augmenter | None = None) -> StepStream:
-        settings = order_settings(run, split, 1)
-        chunks = LocalChunks(data.path, settings, 0)
-        return StepStream(open_order(data.path, settings), 0, Collator(data.manifest), chunks, augmenter)
+        return StepStream.local(data.path, data.manifest, order_settings(run, split, 1), augmenter=augmenter)
 
     train = stream("train", open_augmenter(run, data.path, data.manifest))
     valid, test = stream("valid"), stream("test")
-    splits = TrainingData(train, valid, facts_of(valid.order.shards))
+    splits = TrainingData(train, valid, facts_of(valid.order.shards), load_catalogue(data.path, data.manifest))
     builder = BackboneBuilder(run, data.path, data.manifest)
     with tempfile.TemporaryDirectory(prefix="mtrec-proof-") as folder:
         fitted = fit(run, data.manifest, splits, LocalContext(folder), builder)

@@ -13,8 +13,6 @@ from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.parallel import serial_tasks
-from mtrec_ray.data.streaming.chunks import LocalChunks, open_order
-from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.stream import StepStream
 from mtrec_ray.evaluate.evaluate import evaluate_run
 from mtrec_ray.evaluate.facts import facts_of
@@ -87,9 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     data = prepare(run, serial_tasks)
 
     def stream(split: str) -> StepStream:
-        settings = order_settings(run, split, 1)
-        chunks = LocalChunks(data.path, settings, 0)
-        return StepStream(open_order(data.path, settings), 0, Collator(data.manifest), chunks)
+        return StepStream.local(data.path, data.manifest, order_settings(run, split, 1))
 
     valid = stream("valid")
     catalogue = load_catalogue(data.path, data.manifest)

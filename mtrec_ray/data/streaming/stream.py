@@ -5,16 +5,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
-from mtrec_ray.data.streaming.chunks import NUMBER, ChunkSource
+from mtrec_ray.data.streaming.chunks import NUMBER, ChunkSource, LocalChunks, open_order
 from mtrec_ray.data.streaming.collate import Collator
-from mtrec_ray.data.streaming.order import Order, StepPlan
+from mtrec_ray.data.streaming.order import Order, OrderSettings, StepPlan
 
 _STEPS_AHEAD = 2
 
@@ -44,6 +45,19 @@ class StepStream:
         self.source = source
         self.augmenter = augmenter
         self.wait_seconds = 0.0
+
+    @classmethod
+    def local(
+        cls,
+        prepared: str,
+        manifest: Manifest,
+        settings: OrderSettings,
+        causal: bool = True,
+        augmenter: Augmenter | None = None,
+    ) -> Self:
+        """Rank 0's, read in this process."""
+        chunks = LocalChunks(prepared, settings, 0)
+        return cls(open_order(prepared, settings), 0, Collator(manifest, causal), chunks, augmenter)
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Steps [first, last), collated in a thread ahead of the consumer; each call reads anew.
