@@ -1,6 +1,6 @@
 """The worst inputs: of toy losses by hand, and of a model against autograd and each request alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from mtrec_ray.model.perturbation import Place, Reading, reading, unit_norms, un
 from mtrec_ray.multitask.losses import Objective
 from mtrec_ray.train.adversary import perturbation
 from tests.batches import make_batch, make_request, make_run
-from tests.model.models import true_float64
 from tests.training import make_engine, make_objective
 
 FGM = Adversarial(method="fgm", epsilon=0.1)
@@ -81,17 +80,6 @@ def test_one_step_of_epsilon_is_the_fast_method() -> None:
     default = perturbation(toy(curved), BATCH, "tokens", Adversarial(method="pgd", epsilon=0.1))
     given = Adversarial(method="pgd", epsilon=0.1, steps=3, step_size=0.2 / 3)
     torch.testing.assert_close(default, perturbation(toy(curved), BATCH, "tokens", given), rtol=0, atol=0)
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    with true_float64():
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
 
 class Case:

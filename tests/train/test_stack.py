@@ -24,7 +24,6 @@ from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.stack import Stack
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
 from tests.batches import VOCAB, Step, make_batch, make_manifest, make_request, make_run
-from tests.model.models import true_float64
 from tests.train.test_worker import lines
 from tests.training import CPU, distance, facts_of
 
@@ -60,18 +59,6 @@ WIDE = "backbone.width=128"
 R_DROP = "regularization.r_drop.weight=2"
 CHECKPOINTED, BF16 = "engine.activation_checkpointing=true", "engine.precision=bf16"
 TRAIN, VALID = range(32), range(1000, 1041)
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """All that is made and computed is float64; the data stay float32."""
-    before = torch.get_default_dtype()
-    with true_float64():
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
 
 class Split:
