@@ -46,7 +46,7 @@ def catalogue() -> Catalogue:
         index=np.append(np.arange(ITEMS), [0] * COLD),
         categories=categories,
         text=Ragged.of(texts, np.int32),
-        first_seen=np.append(1_000_000_000 + 40 * np.arange(size - 1), NEVER),
+        first_seen=np.append(1_000_000_000 + 40 * np.arange(-10, size - 11), NEVER),
         shown=shown,
         positives={"next": shown // 2, "interest": shown // 3},
     )

@@ -109,6 +109,9 @@ class Matching(Part):
     similarity: Literal["cosine", "dot"] = "cosine"
     """`cosine`: the vectors have length 1, and each task learns what their inner product is multiplied with. `dot`: the
     plain inner product."""
+    shared: bool = False
+    """Whether all these tasks share the vectors, so that one index of items serves them all. What is shown next and
+    what is liked pull them apart (docs/RESULTS.md)."""
 
 
 class Position(Part):

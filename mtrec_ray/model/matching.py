@@ -1,7 +1,7 @@
-"""Logits of tasks that match a user with an item: inner products of a vector of each, shared by all such tasks."""
+"""Logits of tasks that match a user with an item: inner products of a vector of each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,42 @@ _MASKED = -1e30
 """The logit of a negative that does not count: finite, so that differences of two are 0 and not undefined."""
 
 
+class VectorPair(nn.Module):
+    """The vectors of users and of items, of one task or of several.
+
+    `user` holds the users' vectors [C, dim] of the last pass that scored, for rankings of the whole catalogue
+    (`train.ranks`).
+    """
+
+    def __init__(self, items: ItemVectors, users: UserVectors, kinds: Sequence[TaskKind]) -> None:
+        super().__init__()
+        self.items, self.users = items, users
+        self.tasks = [kind.task.name for kind in kinds]
+        self.user: Tensor | None = None
+
+    def forward(
+        self, batch: Batch, past: Tensor | None, embed: Embed | None, further: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors [C, dim] of users and of their candidates, and [M, dim] of `further` rows of the catalogue."""
+        rows = [batch.catalogue, batch.event_catalogue, *further.values()]
+        distinct, place = torch.unique(torch.cat(rows), return_inverse=True)
+        vectors = handed_out(self.items(distinct, embed), place)
+        own, events, *others = vectors.split([len(part) for part in rows])
+        user = self.users(batch, past, events)
+        if not self.training:
+            self.user = user.detach()
+        return user, own, dict(zip(further, others, strict=True))
+
+
 class Matcher(nn.Module):
     """`Batch` -> logits {task: [C, K]}: the candidate's own item first, and in training, of kind `retrieval`, the
     negatives of the step behind it, corrected for how often they are drawn (see `tasks.matching.Retrieval`).
 
     The negatives are a function of the context's key (seed and step) and the task's name: all rows of a step have the
-    same ones, on all ranks. `user` holds the users' vectors [C, dim] of the last pass that scored, for rankings of the
-    whole catalogue (`train.ranks`).
+    same ones, on all ranks. `pairs` holds the vectors of each task, or with `matching.shared` one pair for all.
     """
+
+    first_seen: Tensor
 
     def __init__(
         self,
@@ -47,8 +75,15 @@ class Matcher(nn.Module):
         super().__init__()
         self.kinds = [kind for kind in kinds if isinstance(kind, MatchingKind)]
         self.context, self.catalogue = context, catalogue
-        self.items = ItemVectors(manifest, catalogue, config, features, hidden_size, context)
-        self.users = UserVectors(manifest.tasks, config, hidden_size)
+        self.pairs = nn.ModuleList(
+            VectorPair(
+                ItemVectors(manifest, catalogue, config, features, hidden_size, context),
+                UserVectors(manifest.tasks, config, hidden_size),
+                served,
+            )
+            for served in ([self.kinds] if config.shared else [[kind] for kind in self.kinds])
+        )
+        self.register_buffer("first_seen", torch.tensor(catalogue.first_seen), persistent=False)
         self.log_scale = None
         if config.similarity == "cosine":
             self.log_scale = nn.Parameter(torch.tensor([math.log(kind.first_scale) for kind in self.kinds]))
@@ -59,7 +94,14 @@ class Matcher(nn.Module):
             for kind in self.kinds
             if isinstance(kind, Retrieval)
         }
-        self.user: Tensor | None = None
+
+    def pair_of(self, task: str) -> VectorPair:
+        """The vectors of a task; raises `KeyError` for one that does not match."""
+        for pair in self.pairs:
+            assert isinstance(pair, VectorPair)
+            if task in pair.tasks:
+                return pair
+        raise KeyError(task)
 
     def forward(self, batch: Batch, past: Tensor | None, embed: Embed | None) -> dict[str, Tensor]:
         """`past`: see `UserVectors`; `embed`: the backbone's token embeddings, None without one.
@@ -67,26 +109,26 @@ class Matcher(nn.Module):
         Computed also for no candidates, so that every worker takes part in every exchange.
         """
         drawn = self._draw(batch.catalogue.device) if self.training else {}
-        rows = [batch.catalogue, batch.event_catalogue, *(negatives for negatives, _ in drawn.values())]
-        distinct, place = torch.unique(torch.cat(rows), return_inverse=True)
-        vectors = handed_out(self.items(distinct, embed), place)
-        own, events, *others = vectors.split([len(part) for part in rows])
-        user = self.users(batch, past, events)
-        if not self.training:
-            self.user = user.detach()
-        negatives = dict(zip(drawn, others, strict=True))
+        found: dict[str, Tensor] = {}
+        for pair in self.pairs:
+            assert isinstance(pair, VectorPair)
+            further = {name: drawn[name][0] for name in pair.tasks if name in drawn}
+            user, own, negatives = pair(batch, past, embed, further)
+            for name in pair.tasks:
+                found[name] = (user * own).sum(1, keepdim=True)
+                if name in negatives:
+                    found[name] = torch.cat([found[name], user @ negatives[name].T], dim=1)
         logits, biases = {}, iter(() if self.bias is None else self.bias)
         for number, kind in enumerate(self.kinds):
             name = kind.task.name
-            scale = self._scale(number)
-            first = (user * own).sum(1, keepdim=True) * scale
+            logits[name] = found[name] * self._scale(number)
             if isinstance(kind, InterestMatch):
-                first = first + next(biases)
+                logits[name] = logits[name] + next(biases)
             if isinstance(kind, Retrieval) and name in drawn:
-                found, log_expected = drawn[name]
-                corrected = user @ negatives[name].T * scale - log_expected.to(user.dtype)
-                first = torch.cat([first, corrected.masked_fill(self._left_out(kind, batch, found), _MASKED)], dim=1)
-            logits[name] = first
+                rows, log_expected = drawn[name]
+                own, others = logits[name].split([1, len(rows)], dim=1)
+                others = others - log_expected.to(others.dtype)
+                logits[name] = torch.cat([own, others.masked_fill(self._left_out(kind, batch, rows), _MASKED)], dim=1)
         return logits
 
     def _draw(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
@@ -102,8 +144,10 @@ class Matcher(nn.Module):
         return found
 
     def _left_out(self, kind: Retrieval, batch: Batch, negatives: Tensor) -> Tensor:
-        """bool [C, M]: negatives that are the candidate's own item, or that it has seen, if these do not count."""
+        """bool [C, M]: negatives that are the candidate's own item, that did not exist yet, or, if these do not count,
+        that it has seen."""
         left_out = batch.catalogue[:, None] == negatives
+        left_out |= self.first_seen[negatives] > batch.times[:, None]
         if kind.params.exclude_seen:
             hits = (batch.event_catalogue[:, None] == negatives).long().cumsum(0)
             until = torch.cat([hits.new_zeros(1, len(negatives)), hits])  # [e]: among the first e events

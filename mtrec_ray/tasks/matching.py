@@ -1,8 +1,8 @@
 """Kinds that match a user with an item: their logit is the inner product of a vector of each (`model.matching`).
 
 The user's vector knows nothing of the candidate, so one look at a list of all items' vectors finds what a user wants.
-They have no tower and do not read z; the place on the page does not act on them. All of them share the two vectors: one
-index of items serves them all, and `interest_match` gives the order that `retrieval` finds a probability.
+They have no tower and do not read z; the place on the page does not act on them. Each has vectors of its own, unless
+`matching.shared`: then one index of items serves all of them.
 """
 
 from typing import Annotated, ClassVar
@@ -74,8 +74,9 @@ class Retrieval(MatchingKind):
     the denominator is the importance sampling of Bengio & Senecal 2008 ("Adaptive Importance Sampling to Accelerate
     Training of a Neural Probabilistic Language Model", IEEE Trans. Neural Networks 19, Sec. III), and its form as
     corrected logits that of Yi et al. 2019 ("Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-    Recommendations", RecSys, Eq. 3-5). A negative that is the positive itself is left out, so the sum has the
-    softmax's own denominator over all train items as its mean, and the gradient tends to that of the full softmax.
+    Recommendations", RecSys, Eq. 3-5). Left out are negatives that are the positive itself, that the log first mentions
+    after the row's time, and with `exclude_seen` those seen: so the sum has as its mean the softmax's own denominator
+    over the train items that the row is ranked among, and the gradient tends to that of the full softmax.
     `power` says which items are drawn often: it changes the noise, and not what is learned.
 
     Where we differ from Yi et al.: they draw the negatives from the other rows of the batch, whose frequencies they

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.model.history_attention import visible_pairs
-from mtrec_ray.model.matching import Matcher
+from mtrec_ray.model.matching import Matcher, VectorPair
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.tasks.kind import TaskKind
 from mtrec_ray.tasks.matching import MatchingKind
@@ -32,15 +33,14 @@ class Ranked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Items:
+class _Index:
     """Items that the model cannot tell apart share one of U vectors, so their scores are equal to the last digit."""
 
+    pair: VectorPair
     vectors: Tensor
     """[U, dim]"""
     which: Tensor
     """int64 [I]"""
-    first_seen: Tensor
-    """int64 [I] µs"""
 
 
 class CatalogueRanks:
@@ -55,42 +55,43 @@ class CatalogueRanks:
         assert model.matcher is not None
         self._matcher: Matcher = model.matcher
         self._kinds = [kind for kind in kinds if isinstance(kind, MatchingKind)]
-        catalogue = self._matcher.catalogue
-        first, which = _told_apart(catalogue)
+        first, which = _told_apart(self._matcher.catalogue)
         backbone: Any = model.backbone
-        device = self._matcher.items.index.device
-        vectors = self._matcher.items.all_of(
-            torch.from_numpy(first).to(device), None if backbone is None else backbone.embed
-        )
-        self._items = _Items(
-            vectors, torch.from_numpy(which).to(device), torch.tensor(catalogue.first_seen, device=device)
-        )
+        self._first_seen = self._matcher.first_seen
+        rows, places = (torch.from_numpy(values).to(self._first_seen.device) for values in (first, which))
+        self._indexes: list[_Index] = []
+        for pair in self._matcher.pairs:
+            assert isinstance(pair, VectorPair)
+            vectors = pair.items.all_of(rows, None if backbone is None else backbone.embed)
+            self._indexes.append(_Index(pair, vectors, places))
 
     def of(self, batch: Batch) -> dict[str, Ranked]:
         """Per task, for a batch that the model has just scored."""
         found = {}
-        known: dict[bool, Ranked] = {}
-        positive = (batch.labels[:, [kind.index for kind in self._kinds]] > 0).cpu().numpy()
-        for kind, own in zip(self._kinds, positive.T, strict=True):
-            excludes = kind.params.exclude_seen
-            if excludes not in known:
-                same = [other.params.exclude_seen == excludes for other in self._kinds]
-                known[excludes] = self._ranked(batch, np.any(positive[:, same], axis=1), excludes)
-            rank, size = known[excludes]
-            found[kind.task.name] = Ranked(np.where(own, rank, 0), np.where(own, size, 0))
+        positive = {kind.task.name: (batch.labels[:, kind.index] > 0).cpu().numpy() for kind in self._kinds}
+        for index, excludes in product(self._indexes, (False, True)):
+            alike = [
+                kind.task.name
+                for kind in self._kinds
+                if kind.task.name in index.pair.tasks and kind.params.exclude_seen == excludes
+            ]
+            if alike:
+                rank, size = self._ranked(batch, index, np.any([positive[name] for name in alike], axis=0), excludes)
+                for name in alike:
+                    found[name] = Ranked(np.where(positive[name], rank, 0), np.where(positive[name], size, 0))
         return found
 
     @torch.no_grad()
-    def _ranked(self, batch: Batch, asked: Array, excludes: bool) -> Ranked:
+    def _ranked(self, batch: Batch, index: _Index, asked: Array, excludes: bool) -> Ranked:
         """Of the rows of bool [C]."""
         rows = torch.from_numpy(np.flatnonzero(asked)).to(batch.catalogue.device)
         rank, size = (np.zeros(len(asked), dtype=np.int64) for _ in range(2))
-        items, users = self._items, self._matcher.user
+        users = index.pair.user
         assert users is not None, "the model has scored the batch"
-        for part in _parts(rows, _SCORES_AT_ONCE // max(1, len(items.which))):
+        for part in _parts(rows, _SCORES_AT_ONCE // max(1, len(index.which))):
             own = batch.catalogue[part]
-            scores = (users[part] @ items.vectors.T)[:, items.which]
-            counts = items.first_seen <= batch.times[part, None]
+            scores = (users[part] @ index.vectors.T)[:, index.which]
+            counts = self._first_seen <= batch.times[part, None]
             if excludes:
                 row, event = visible_pairs(batch.candidate_event_start[part], batch.candidate_event_end[part])
                 counts[row, batch.event_catalogue[event]] = False

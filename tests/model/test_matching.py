@@ -11,6 +11,7 @@ from torch import Tensor
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.model.matching import VectorPair
 from mtrec_ray.model.recommender import Recommender
 from mtrec_ray.multitask.losses import make_objective
 from tests.batches import ITEMS, make_request
@@ -43,11 +44,16 @@ def model_of(*overrides: str, only: bool = False, train: bool = False) -> tuple[
     return model, run
 
 
-def users(model: Recommender, batch: Batch) -> Tensor:
-    model.eval()(batch)
+def pair(model: Recommender, task: str = "next") -> VectorPair:
     assert model.matcher is not None
-    assert model.matcher.user is not None
-    return model.matcher.user
+    return model.matcher.pair_of(task)
+
+
+def users(model: Recommender, batch: Batch, task: str = "next") -> Tensor:
+    model.eval()(batch)
+    user = pair(model, task).user
+    assert user is not None
+    return user
 
 
 def gradients(model: Recommender, run: Run, batches: list[Batch], key: DropoutKey = KEY) -> dict[str, Tensor]:
@@ -105,8 +111,7 @@ def test_candidates_of_one_history_end_have_one_vector_and_an_empty_history_has_
 def test_recent_events_and_those_that_feedback_speaks_for_count_more() -> None:
     """A mean by hand of the visible events' item vectors."""
     model, _ = model_of("matching.similarity=dot")
-    assert model.matcher is not None
-    tower, batch = model.matcher.users, matching_batch(REQUESTS)
+    tower, batch = pair(model).users, matching_batch(REQUESTS)
     vectors = torch.randn(len(batch.event_item), 64, generator=torch.Generator().manual_seed(0))
     found = tower(batch, None, vectors)
     a, b = torch.nn.functional.softplus(tower.slopes)
@@ -125,9 +130,8 @@ def test_recent_events_and_those_that_feedback_speaks_for_count_more() -> None:
 
 def test_items_that_train_does_not_know_have_the_vector_of_their_categories_and_text() -> None:
     model, _ = model_of(TEXT)
-    assert model.matcher is not None
     read: Any = model.backbone
-    items, embed = model.matcher.items, read.embed
+    items, embed = pair(model).items, read.embed
     vectors = items(torch.arange(ITEMS + COLD), embed)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(ITEMS + COLD))
     cold = vectors[ITEMS:]
@@ -146,8 +150,7 @@ def test_items_that_train_does_not_know_have_the_vector_of_their_categories_and_
 
 def test_without_text_and_categories_cold_items_share_the_vector_of_the_unknown_one() -> None:
     model, _ = model_of()
-    assert model.matcher is not None
-    items = model.matcher.items
+    items = pair(model).items
     for table in items.tables:
         table.table.weight.data.zero_()  # type: ignore[union-attr,operator]
     vectors = items(torch.tensor([0, ITEMS, ITEMS + 1, 3]), None)
@@ -165,7 +168,7 @@ def test_the_unknown_row_is_trained_by_id_dropout() -> None:
             batch, catalogue=batch.catalogue.clamp(min=1), event_catalogue=batch.event_catalogue.clamp(min=1)
         )
         batch.labels.fill_(1.0)
-        trained.append(float(gradients(model, run, [batch])["matcher.items.table.weight"][0].norm()))
+        trained.append(float(gradients(model, run, [batch])["matcher.pairs.0.items.table.weight"][0].norm()))
     assert trained[1] > trained[0] == 0
 
 
@@ -174,20 +177,21 @@ def test_logits_are_cosines_with_a_scale_or_plain_products() -> None:
         model, _ = model_of(f"matching.similarity={similarity}")
         assert model.matcher is not None
         matcher, batch = model.matcher, matching_batch(REQUESTS)
-        user = users(model, batch)
-        own = matcher.items(batch.catalogue, None)
-        (logits,) = model(batch)
-        product = (user * own).sum(1)
+        (logits,) = model.eval()(batch)
+        products = {}
+        for task in ("next", "interest"):
+            user = users(model, batch, task)
+            products[task] = (user * pair(model, task).items(batch.catalogue, None)).sum(1)
         if similarity == "cosine":
-            assert user.norm(dim=1).detach().numpy() == pytest.approx(1.0, abs=1e-5)
+            assert users(model, batch).norm(dim=1).detach().numpy() == pytest.approx(1.0, abs=1e-5)
             assert matcher.log_scale is not None
             scales = matcher.log_scale.exp()
         else:
             assert matcher.log_scale is None
             scales = torch.ones(2)
         assert matcher.bias is not None
-        assert torch.allclose(logits["next"][:, 0], product * scales[0], atol=1e-5)
-        assert torch.allclose(logits["interest"][:, 0], product * scales[1] + matcher.bias[0], atol=1e-5)
+        assert torch.allclose(logits["next"][:, 0], products["next"] * scales[0], atol=1e-5)
+        assert torch.allclose(logits["interest"][:, 0], products["interest"] * scales[1] + matcher.bias[0], atol=1e-5)
         assert logits["next"].shape == (batch.num_candidates, 1)
 
 
@@ -199,27 +203,54 @@ def test_negatives_are_corrected_and_the_items_that_do_not_count_are_left_out() 
         model, _ = model_of(f"tasks.next.params={params}", "features.id_dropout=0", train=True)
         assert model.matcher is not None
         batch = matching_batch(REQUESTS)
+        times = torch.tensor(catalogue().first_seen[:ITEMS]).median() + batch.row_ids % 7
+        batch = replace(batch, times=times)
         (logits,) = model(batch, KEY)
         rows, log_q = model.matcher._samplers["next"].draw(count, KEY.salt("negatives.next"))
         user = users(model, batch)
-        vectors = model.matcher.items(torch.from_numpy(rows), None)
+        vectors = pair(model).items(torch.from_numpy(rows), None)
         assert model.matcher.log_scale is not None
         scores = user @ vectors.T * model.matcher.log_scale[0].exp()
         counts = catalogue().shown[rows] ** power
         q = counts / (catalogue().shown[catalogue().shown > 0] ** power).sum()
         assert torch.from_numpy(q).log().numpy() == pytest.approx(log_q)
         expected = scores - torch.from_numpy(q * count).log()
-        left_out = 0
+        left_out, unborn = 0, 0
         for c in range(batch.num_candidates):
             seen = batch.event_catalogue[batch.candidate_event_start[c] : batch.candidate_event_end[c]].tolist()
             out = {int(batch.catalogue[c]), *(seen if excludes else [])}
             for m, row in enumerate(rows.tolist()):
-                if row in out:
+                later = bool(catalogue().first_seen[row] > batch.times[c])
+                unborn += later
+                if row in out or later:
                     assert logits["next"][c, 1 + m] < -1e29
                     left_out += 1
                 else:
                     assert float(logits["next"][c, 1 + m]) == pytest.approx(float(expected[c, m]), abs=1e-3)
-        assert left_out > batch.num_candidates
+        assert left_out - unborn > batch.num_candidates / 2
+        assert 0 < unborn < batch.num_candidates * count
+
+
+@torch.no_grad()
+def test_tasks_share_their_vectors_only_if_told_to() -> None:
+    apart, together = (model_of(f"matching.shared={shared}")[0] for shared in (False, True))
+    batch = matching_batch(REQUESTS)
+    assert pair(apart, "next") is not pair(apart, "interest")
+    assert (users(apart, batch, "next") - users(apart, batch, "interest")).abs().max() > 0.1
+    assert pair(together, "next") is pair(together, "interest")
+    assert together.matcher is not None
+    assert len(together.matcher.pairs) == 1
+    with pytest.raises(KeyError):
+        together.matcher.pair_of("like")
+
+
+def test_a_task_trains_the_vectors_of_another_only_where_they_are_shared() -> None:
+    for shared in (False, True):
+        model, run = model_of(f"matching.shared={shared}", train=True)
+        batch = matching_batch(REQUESTS)
+        make_objective(run, manifest()).loss_sums(model(batch, KEY), batch)[1].backward()
+        of_interest = [p for p in pair(model, "interest").parameters() if p.grad is not None and p.grad.norm() > 0]
+        assert bool(of_interest) == shared
 
 
 def losses_of(model: Recommender, run: Run, batches: list[Batch], key: DropoutKey = KEY) -> dict[int, float]:
@@ -255,7 +286,7 @@ def test_packed_equals_separate() -> None:
         backbone.mode = packing
         found.append(gradients(model, run, [matching_batch(REQUESTS, tokens=True)]))
     assert distance(found[0], found[1]) < 1e-5
-    assert found[0]["matcher.users.text.1.weight"].norm() > 0
+    assert found[0]["matcher.pairs.0.users.text.1.weight"].norm() > 0
     adapters = [name for name in found[0] if name.startswith("backbone.")]
     assert adapters
     assert all(found[0][name].norm() > 0 for name in adapters)
@@ -282,8 +313,12 @@ def test_where_all_tasks_match_z_is_neither_computed_nor_trained() -> None:
 def test_tables_and_towers_are_groups_of_their_own() -> None:
     model, _ = model_of(TEXT)
     groups = model.parameter_groups()
-    assert {"matcher.items.table.weight", "matcher.items.tables.0.table.weight"} <= groups["tables"].keys()
-    assert {"matcher.users.out.weight", "matcher.log_scale", "matcher.items.text.1.weight"} <= groups["towers"].keys()
+    assert {"matcher.pairs.0.items.table.weight", "matcher.pairs.0.items.tables.0.table.weight"} <= groups[
+        "tables"
+    ].keys()
+    assert {"matcher.pairs.0.users.out.weight", "matcher.log_scale", "matcher.pairs.0.items.text.1.weight"} <= groups[
+        "towers"
+    ].keys()
 
 
 def test_other_tasks_first_weights_and_logits_are_as_without_matching() -> None:

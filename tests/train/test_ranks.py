@@ -45,21 +45,23 @@ def batch_of(requests: list[dict[str, Any]]) -> Batch:
     batch = matching_batch(requests)
     cold = batch.row_ids % 3 == 0
     rows = torch.where(cold, ITEMS + batch.row_ids % COLD, batch.catalogue)
-    times = 1_000_000_000 + 40 * (rows + batch.row_ids % 9)
+    times = 1_000_000_000 + 40 * (rows - 10 + batch.row_ids % 9)
     return replace(batch, catalogue=rows, item_index=torch.where(cold, 0, batch.item_index), times=times)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("at_once", [1, 3 * (ITEMS + COLD), 1 << 24])
-def test_ranks_are_those_of_brute_force(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_those_of_brute_force(at_once: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_SCORES_AT_ONCE", at_once)
-    run, batch, items = matching_run(EXCLUDING), batch_of(REQUESTS), catalogue()
+    run, batch, items = matching_run(EXCLUDING, f"matching.shared={shared}"), batch_of(REQUESTS), catalogue()
     model = scored(run, batch)
-    assert model.matcher is not None
-    assert model.matcher.user is not None
-    scores = model.matcher.user @ model.matcher.items(torch.arange(len(items)), None).detach().T
     found = CatalogueRanks(model, build_kinds(manifest(), run.tasks)).of(batch)
     tied = 0
+    assert model.matcher is not None
     for column, task, excludes in ((1, "next", False), (2, "interest", True)):
+        pair = model.matcher.pair_of(task)
+        assert pair.user is not None
+        scores = pair.user @ pair.items(torch.arange(len(items)), None).detach().T
         for c in range(batch.num_candidates):
             own, time = int(batch.catalogue[c]), int(batch.times[c])
             first, end = int(batch.candidate_event_start[c]), int(batch.candidate_event_end[c])
@@ -135,7 +137,7 @@ def test_a_metric_of_ranks_chooses_and_a_resumed_run_is_one_that_never_stopped(t
     assert distance(resumed.engine.parameters(), whole.engine.parameters()) == 0
     assert valid_lines(tmp_path / "stopped") == valid_lines(tmp_path / "whole")
     names = checkpoint.read(tmp_path / "whole/checkpoint").parameters
-    assert "matcher.items.table.weight" in names
+    assert "matcher.pairs.0.items.table.weight" in names
     assert not any("first_seen" in name or name.endswith("items.ids") for name in names)
 
 
