@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mtrec_ray.compare.plan import Plan, Variant, folder_name
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.manifest import Manifest
@@ -92,7 +94,7 @@ def read_results(
 
 
 def _counts(rows: Rows, task: str) -> dict[str, int]:
-    observed = rows.labels[task] == rows.labels[task]
+    observed = ~np.isnan(rows.labels[task]) & (True if rows.weights is None else rows.weights > 0)
     return {"n": int(observed.sum()), "users": len(set(rows.users[observed].tolist()))}
 
 

@@ -1,8 +1,8 @@
 """Intervals by resampling users with replacement: the rows of one user are not independent, the users are.
 
 A resample is a count per user [U]; a metric of the resampled rows is the same metric with these counts as row weights,
-so rows are sorted once and each resample costs O(N). Resample b of a seed is the same whatever the scores and the
-metric: the difference of two score columns is paired by subtracting their `replicates`.
+times those that the rows have, so rows are sorted once and each resample costs O(N). Resample b of a seed is the same
+whatever the scores and the metric: the difference of two score columns is paired by subtracting their `replicates`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -75,9 +75,9 @@ Weighted = Callable[[np.ndarray], float]
 def _weighted(name: str, rows: Judged, code: np.ndarray) -> Weighted:
     """The metric as a function of the users' weights [U]; rows of user u are `code == u`."""
     if name == "auc":
-        return _weighted_auc(rows.labels, rows.scores, code)
+        return _weighted_auc(rows, code)
     if name == "gauc":
-        areas, sizes = metrics.user_aucs(rows.labels, rows.scores, code)
+        areas, sizes = metrics.user_aucs(rows.labels, rows.scores, code, rows.weights)
         return _ratio(np.where(np.isnan(areas), 0, areas * sizes), np.where(np.isnan(areas), 0, sizes))
     if name in CONDITIONAL:
         return _weighted_given_parent(name, rows, code)
@@ -89,7 +89,7 @@ def _weighted(name: str, rows: Judged, code: np.ndarray) -> Weighted:
     terms = _row_terms(name, rows.labels, rows.scores, rows.train_mean)
     if terms is None:
         return _resampled(metric, rows, code)
-    above, below = (np.bincount(code, weights=np.broadcast_to(term, len(rows.labels))) for term in terms)
+    above, below = (np.bincount(code, weights=term * rows.counts) for term in terms)
     ratio = _ratio(above, below)
     return (lambda weights: ratio(weights) ** 0.5) if name == "rmse" else ratio
 
@@ -133,15 +133,15 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> Weighted:
     return value
 
 
-def _weighted_auc(labels: np.ndarray, scores: np.ndarray, code: np.ndarray) -> Weighted:
-    order = np.argsort(scores, kind="stable")
-    code, positive = code[order], labels[order] > 0
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+def _weighted_auc(rows: Judged, code: np.ndarray) -> Weighted:
+    order = np.argsort(rows.scores, kind="stable")
+    code, positive, counts = code[order], rows.labels[order] > 0, rows.counts[order]
+    starts = np.flatnonzero(np.append(True, np.diff(rows.scores[order]) != 0))
 
     def value(weights: np.ndarray) -> float:
-        rows = weights[code]
-        hits = np.add.reduceat(np.where(positive, rows, 0), starts)
-        misses = np.add.reduceat(np.where(positive, 0, rows), starts)
+        drawn = weights[code] * counts
+        hits = np.add.reduceat(np.where(positive, drawn, 0), starts)
+        misses = np.add.reduceat(np.where(positive, 0, drawn), starts)
         pairs = hits.sum() * misses.sum()
         below = np.cumsum(misses) - misses / 2  # negatives with a lower score, and half of those tied
         return float(hits @ below / pairs) if pairs > 0 else np.nan
@@ -151,10 +151,11 @@ def _weighted_auc(labels: np.ndarray, scores: np.ndarray, code: np.ndarray) -> W
 
 def _weighted_lists(metric: MeanOfLists, rows: Judged, code: np.ndarray) -> Weighted:
     """A list is one user's."""
-    values = metric.values(rows)
-    defined = ~np.isnan(values)
-    owner, users = code[metric.owners(rows)[defined]], int(code.max()) + 1
-    return _ratio(np.bincount(owner, weights=values[defined], minlength=users), np.bincount(owner, minlength=users))
+    each = metric.each(rows)
+    defined, users = ~np.isnan(each.value), int(code.max()) + 1
+    owner, weight = code[each.owner[defined]], each.weight[defined]
+    above, below = weight * each.value[defined], weight
+    return _ratio(*(np.bincount(owner, weights=term, minlength=users) for term in (above, below)))
 
 
 def _resampled(metric: Metric, rows: Judged, code: np.ndarray) -> Weighted:

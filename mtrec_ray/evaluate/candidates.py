@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.filesystem import open_fs, path_in
 from mtrec_ray.data.manifest import Manifest, ShardEntry
+from mtrec_ray.data.reading.context import row_weights
 from mtrec_ray.errors import DataError
 
 
@@ -29,23 +30,25 @@ class Candidates:
     """float32 [C, F], NaN = missing"""
     labels: np.ndarray
     """float32 [C, T], NaN = not observed"""
+    weights: np.ndarray
+    """float64 [C] how much each row counts (`data.reading.context.row_weights`)"""
 
 
 def read_shard(prepared: str, entry: ShardEntry, columns: list[str]) -> pa.Table:
     """Some columns of one shard's request rows. Raises `DataError` for a file that is not there or is damaged."""
     filesystem, root = open_fs(prepared)
     try:
-        return pq.read_table(f"{root}/{entry.path}", columns=columns, filesystem=filesystem)
+        return pq.ParquetFile(path_in(root, entry.path), filesystem=filesystem).read(columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{prepared}/{entry.path} cannot be read ({error}). The prepared folder is damaged; delete it and run "
-            "`mtrec prepare` again."
+            f"{prepared}/{entry.path} cannot be read ({error}). It is damaged: delete it, all files of its name and "
+            "the prepared folder, and run `mtrec prepare` again."
         ) from error
 
 
 def read_candidates(prepared: str, manifest: Manifest, split: str) -> Iterator[Candidates]:
     """The candidates of a split, one shard at a time, in the shards' order."""
-    columns = ["row_id", "item_index", "candidate_events", "categories", "numbers", "labels"]
+    columns = ["row_id", "item_index", "candidate_events", "categories", "numbers", "labels", "context"]
     for entry in manifest.shards[split]:
         table = read_shard(prepared, entry, columns)
         row_id = flat(table, "row_id")
@@ -56,6 +59,7 @@ def read_candidates(prepared: str, manifest: Manifest, split: str) -> Iterator[C
             categories=flat(table, "categories").reshape(len(row_id), _slots(manifest)),
             numbers=flat(table, "numbers").reshape(len(row_id), len(manifest.numbers)),
             labels=flat(table, "labels").reshape(len(row_id), len(manifest.tasks)),
+            weights=weights_of(table, manifest),
         )
 
 
@@ -63,7 +67,14 @@ def no_candidates(manifest: Manifest) -> Candidates:
     """What a split without rows holds."""
     none, integers = np.empty(0, np.int64), np.empty((0, _slots(manifest)), np.int32)
     numbers, labels = (np.empty((0, len(entries)), np.float32) for entries in (manifest.numbers, manifest.tasks))
-    return Candidates(none, none, none, integers, numbers, labels)
+    return Candidates(none, none, none, integers, numbers, labels, np.empty(0))
+
+
+def weights_of(table: pa.Table, manifest: Manifest) -> np.ndarray:
+    """float64 [C] of the candidates of request rows with the column `context`."""
+    context = flat(table, "context").astype(np.float64)
+    candidates = int(lengths(table, "row_id").sum())
+    return row_weights(context.reshape(candidates, len(manifest.context)), manifest.context)
 
 
 def _slots(manifest: Manifest) -> int:

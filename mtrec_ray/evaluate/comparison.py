@@ -46,7 +46,7 @@ def compare(comparison: Comparison, kinds: Sequence[TaskKind], resampling: Resam
     lists is measured on the scores of its parent.
     """
     rows = comparison.rows
-    facts = Facts(rows.users, rows.shown, rows.items, comparison.traits)
+    facts = Facts(rows.users, rows.shown, rows.items, comparison.traits, weights=rows.weights)
     ranks = {"": rows.ranks, **comparison.ranks}
     everything = np.ones(len(rows.row_id), dtype=bool)
     table: dict[str, Any] = {"tasks": {}, "baselines": {name: {} for name in comparison.baselines}}
@@ -85,7 +85,7 @@ def _entries(
 def _entry(kind: TaskKind, rows: Judged, resampling: Resampling) -> tuple[Entry, Replicates]:
     entry = metrics.measure(kind.reported, rows)
     if kind.labels == "binary":
-        entry["positives"] = int((rows.labels > 0).sum())
+        entry["positives"] = int((rows.observed().labels > 0).sum())
     replicates = bootstrap.replicates(kind.reported, rows, resampling.count, resampling.seed)
     entry["intervals"] = {name: bootstrap.interval(values) for name, values in replicates.items()}
     return entry, replicates

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from mtrec_ray import config_file
 from mtrec_ray.config import Run
 from mtrec_ray.data.filesystem import open_fs, write_atomic
+from mtrec_ray.data.fitting.fitted_files import id_collisions
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.streaming.shards import Shards, load_manifest
 from mtrec_ray.evaluate import baselines, report
@@ -61,6 +62,7 @@ def evaluate_run(run_dir: str, prepared: str, run: Run, extra: Mapping[str, str]
         "notes": notes,
         "training": {"notes": log.notes},
         "data": dict(manifest.counts) | {"quarantine": quarantine_reasons(prepared)},
+        "id_collisions": [entry.model_dump() for entry in id_collisions(prepared, manifest, run)],
         "throughput": log.throughput(),
     }
     filesystem, root = open_fs(run_dir)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.data.reading.context import row_weights, weighs
 from mtrec_ray.data.streaming.shards import Shards
 from mtrec_ray.evaluate.judged import Judged
 from mtrec_ray.tasks.kind import TaskKind
@@ -30,6 +31,8 @@ class Facts:
     ranks: Mapping[str, np.ndarray] = field(default_factory=dict)
     """[N] per task that matches users with items; see `Judged.ranks`. Of one score column, unlike the rest; empty if it
     ranks no catalogue."""
+    weights: np.ndarray | None = None
+    """[N] see `Judged.weights`"""
 
 
 FactsOf = Callable[[np.ndarray, Sequence[TaskKind]], Facts]
@@ -54,6 +57,7 @@ def judged(
         items=facts.items,
         traits=facts.traits.get(kind.task.name),
         ranks=facts.ranks.get(kind.task.name, np.zeros(len(facts.shown))) if kind.matches else None,
+        weights=facts.weights,
     )
 
 
@@ -73,18 +77,22 @@ def shown_together(request: np.ndarray, events: np.ndarray, row_id: np.ndarray) 
 def facts_of(shards: Shards) -> FactsOf:
     """Looks facts up in a split's shards; each column is read once, when first asked for."""
     known: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    weights: list[tuple[np.ndarray, np.ndarray]] = []
     traits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def look_up(row_ids: np.ndarray, kinds: Sequence[TaskKind]) -> Facts:
         if not known:
             known.append(_read_lists(shards))
+            if weighs(shards.context):
+                weights.append(read_weights(shards))
         asked = [kind for kind in kinds if isinstance(kind, ListObjective) and kind.task.name not in traits]
         if asked:
             traits.update(_read_traits(shards, asked))
         ids, users, shown = known[0]
         places = np.searchsorted(ids, row_ids)
         found = {name: values[np.searchsorted(keys, row_ids)] for name, (keys, values) in traits.items()}
-        return Facts(users[places], shown[places], traits=found)
+        counts = weights[0][1][places] if weights else None  # both ascend by row id
+        return Facts(users[places], shown[places], traits=found, weights=counts)
 
     return look_up
 
@@ -98,6 +106,15 @@ def _read_lists(shards: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     shown = shown_together(request, _flat(table, "candidate_events"), row_ids)
     order = np.argsort(row_ids)
     return row_ids[order], codes[request][order], shown[order]
+
+
+def read_weights(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
+    """Row ids [N] of a split, ascending, and how much each row counts [N]."""
+    table = shards.rows(np.arange(shards.num_requests), ["row_id", "context"])
+    row_ids = _flat(table, "row_id")
+    context = _flat(table, "context").astype(np.float64).reshape(len(row_ids), len(shards.context))
+    order = np.argsort(row_ids)
+    return row_ids[order], row_weights(context, shards.context)[order]
 
 
 def _read_traits(shards: Shards, kinds: Sequence[ListObjective]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

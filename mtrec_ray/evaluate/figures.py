@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mtrec_ray.evaluate import metrics
+from mtrec_ray.evaluate.curves import calibration_curve, roc_curve
+from mtrec_ray.evaluate.metrics import Weights
 
 SERIES = 7
 """Colours `--series-0` (the model) to `--series-6`; further columns start over."""
@@ -99,13 +100,13 @@ def learning_curves(series: Series, label: str) -> Callable[[Axes], None]:
     return paint
 
 
-def roc(labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> Callable[[Axes], None]:
+def roc(labels: np.ndarray, columns: Mapping[str, np.ndarray], weights: Weights) -> Callable[[Axes], None]:
     """ROC curves of several score columns over the same labels."""
 
     def paint(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=GRID, linestyle="--", linewidth=1)
         for n, (name, scores) in reversed(list(enumerate(columns.items()))):  # the model is drawn last, on top
-            curve = metrics.roc_curve(labels, scores)
+            curve = roc_curve(labels, scores, weights)
             if curve is not None:
                 keep = np.unique(np.linspace(0, len(curve.true_positive_rate) - 1, MAX_POINTS).astype(int))
                 rates = curve.false_positive_rate[keep], curve.true_positive_rate[keep]
@@ -118,13 +119,15 @@ def roc(labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> Callable[[Axes
     return paint
 
 
-def calibration(labels: np.ndarray, columns: Mapping[str, np.ndarray], unit: str) -> Callable[[Axes], None]:
-    """Mean label against mean score in bins of equal count; `unit` names what is scored."""
+def calibration(
+    labels: np.ndarray, columns: Mapping[str, np.ndarray], weights: Weights, unit: str
+) -> Callable[[Axes], None]:
+    """Mean label against mean score in bins of equal weight; `unit` names what is scored."""
 
     def paint(axes: Axes) -> None:
         ends = [np.inf, -np.inf]
         for n, (name, scores) in reversed(list(enumerate(columns.items()))):
-            curve = metrics.calibration_curve(labels, scores, BINS)
+            curve = calibration_curve(labels, scores, BINS, weights)
             both = np.concatenate([curve.predicted, curve.observed])
             ends = [min(ends[0], both.min()), max(ends[1], both.max())]
             axes.plot(
@@ -144,7 +147,7 @@ def calibration(labels: np.ndarray, columns: Mapping[str, np.ndarray], unit: str
     return paint
 
 
-def residuals(labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> Callable[[Axes], None]:
+def residuals(labels: np.ndarray, columns: Mapping[str, np.ndarray], weights: Weights) -> Callable[[Axes], None]:
     """Densities of score - label."""
 
     def paint(axes: Axes) -> None:
@@ -152,7 +155,7 @@ def residuals(labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> Callable
         low, high = np.quantile(np.concatenate(list(errors.values())), [0.005, 0.995])
         edges = np.linspace(low, high if high > low else low + 1, 41)
         for n, (name, error) in reversed(list(enumerate(errors.items()))):
-            share = np.histogram(error, edges)[0] / len(error)
+            share = np.histogram(error, edges, weights=weights)[0] / (len(error) if weights is None else weights.sum())
             axes.stairs(share, edges, color=COLOURS[n % SERIES], label=name, linewidth=_width(n))
         axes.axvline(0, color=INK, linestyle="--", linewidth=0.8)
         axes.set_xlabel("predicted − actual")

@@ -7,8 +7,9 @@ A metric that is not built in is a function in a module that `plugins` names:
     @METRICS.register("spread")
     def spread(rows: Judged) -> float | None: ...
 
-It gets rows whose label is observed, and gives None where they do not define it. What is measured of each list, and
-then averaged over lists, is registered in `evaluate.lists`.
+It gets rows whose label is observed, and gives None where they do not define it. Where rows have weights, it is to be
+the metric of the log in which each row stands so many times. What is measured of each list, and then averaged over
+lists, is registered in `evaluate.lists`.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,13 @@ class Judged(NamedTuple):
     ranks: np.ndarray | None = None
     """[N] of a task that matches users with items: the place of each positive's item among all items, from 1, and 0 for
     other rows. Then `ndcg`, `mrr` and `recall` are means over the positives, and not over what was shown together."""
+    weights: np.ndarray | None = None
+    """float64 [N] how much each row counts, as in the loss (`data.reading.context.row_weights`); None = all the same"""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """float64 [N]: `weights`, ones where there are none."""
+        return np.ones(len(self.labels)) if self.weights is None else self.weights
 
     def take(self, rows: np.ndarray) -> "Judged":
         """Some of the rows: a mask, or places, which may repeat."""
@@ -50,9 +58,10 @@ class Judged(NamedTuple):
         return self._replace(**columns)
 
     def observed(self) -> "Judged":
-        """The rows whose label is not NaN. Raises `DataError`: a score of theirs that is not finite."""
+        """The rows whose label is not NaN and whose weight is not 0. Raises `DataError`: a score of theirs that is not
+        finite."""
         rows = self._replace(labels=np.asarray(self.labels, dtype=np.float64), users=np.asarray(self.users))
-        rows = rows.take(~np.isnan(rows.labels))
+        rows = rows.take(~np.isnan(rows.labels) & (rows.counts > 0))
         bad = int((~np.isfinite(rows.scores)).sum())
         if bad:
             raise DataError(

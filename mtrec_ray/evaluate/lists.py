@@ -4,8 +4,17 @@ Rows with equal scores have no order. Each metric is its mean over all orders th
 2008, "Computing information retrieval performance measures efficiently in the presence of tied scores"), so a model
 that cannot tell rows apart does not profit from the order of the log. N rows in G lists; k = rows at the head of a
 list that count, None = all. A metric is a mean over the lists that define it.
+
+Where rows have weights w, as negatives that were sampled have: a list counts m, the mean weight of its positives, and
+in it a row stands for w / m rows with its score, as in the loss of kind `ranking`. So ranks are those that the list had
+unsampled, without bias; a metric that is no linear function of a rank is biased by how much the estimate scatters (it
+is the first of the estimators of Krichene & Rendle 2020, "On Sampled Metrics for Item Recommendation", Sec. 5): too
+high where few of a list's rows were kept. Parts of a row take parts of places. What was left out has no categories, and
+no item; so what is measured of these looks at the rows as they are, in lists that count the smallest weight of a row:
+a list is in the log no less often than the likeliest of its rows.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mtrec_ray.evaluate.judged import METRICS, Judged
+
+_PLACES_AT_ONCE = 1 << 22
+"""Places of ties that are looked at at a time: rows that stand for many have as many."""
 
 
 class Lists(NamedTuple):
@@ -23,12 +35,16 @@ class Lists(NamedTuple):
     """Head of the list; at least 1"""
     list: np.ndarray
     """int64 [N] number of the row's list, 0 .. G - 1"""
+    places: np.ndarray
+    """float64 [N] rows that the row stands for"""
+    weight: np.ndarray
+    """float64 [G] how much the list counts"""
     size: np.ndarray
-    """int64 [G]"""
+    """float64 [G] places"""
     ahead: np.ndarray
-    """int64 [N] rows of the list with a higher score"""
+    """float64 [N] places of the list with a higher score"""
     tied: np.ndarray
-    """int64 [N] rows of the list with this score, the row among them"""
+    """float64 [N] places of the list with this score, the row's own among them"""
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """[N] -> [G]"""
@@ -36,37 +52,66 @@ class Lists(NamedTuple):
 
     @property
     def in_head(self) -> np.ndarray:
-        """float64 [N] chance to stand among the first k."""
+        """float64 [N] chance to stand among the first k; of a row that stands for several, their mean."""
         return np.clip((self.k - self.ahead) / self.tied, 0, 1)
 
     @property
     def positives(self) -> np.ndarray:
-        """float64 [G]; NaN for lists that have no row with label 1 or none with label 0, which no order can spoil."""
-        found = self.sum(self.rows.labels > 0)
+        """float64 [G] places of positives; NaN for lists that have no row with label 1 or none with label 0, which no
+        order can spoil."""
+        found = self.sum(np.where(self.rows.labels > 0, self.places, 0.0))
         return np.where((found > 0) & (found < self.size), found, np.nan)
 
 
-def lists_of(rows: Judged, k: int | None) -> Lists:
-    """`rows`: all labels observed, all scores finite, [N]."""
+def lists_of(rows: Judged, k: int | None, as_they_are: bool) -> Lists:
+    """`rows`: all labels observed, all scores finite, [N]; `as_they_are`: each row has one place."""
     found, code = np.unique(rows.shown, return_inverse=True)
+    places, weight = _weighed(rows, code, len(found), as_they_are)
     scores = np.asarray(rows.scores, dtype=np.float64)
     order = np.lexsort((-scores, code))
     of, by = code[order], scores[order]
     starts_list = np.append(True, of[1:] != of[:-1])[: len(of)]
     starts_tie = starts_list | np.append(True, by[1:] != by[:-1])[: len(of)]
-    place = np.arange(len(of))
+    before = np.cumsum(places[order]) - places[order]
     tie = np.cumsum(starts_tie) - 1
-    ahead, tied = np.empty((2, len(of)), dtype=np.int64)
-    ahead[order] = place[starts_tie][tie] - np.maximum.accumulate(np.where(starts_list, place, 0))
-    tied[order] = np.bincount(tie, minlength=1)[tie]
-    size = np.bincount(code, minlength=len(found))
-    return Lists(rows, max(1, len(of)) if k is None else k, code, size, ahead, tied)
+    ahead, tied = np.empty((2, len(of)))
+    ahead[order] = before[starts_tie][tie] - before[starts_list][of]
+    tied[order] = np.bincount(tie, weights=places[order], minlength=1)[tie]
+    size = np.bincount(code, weights=places, minlength=len(found))
+    k = max(1, math.ceil(size.max(initial=0))) if k is None else k
+    return Lists(rows, k, code, places, weight, size, ahead, tied)
+
+
+def _weighed(rows: Judged, code: np.ndarray, lists: int, as_they_are: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the rows [N] and weights of the lists [G]; list of each row `code` [N]."""
+    if rows.weights is None:
+        return np.ones(len(code)), np.ones(lists)
+    if as_they_are:
+        weight = np.full(lists, np.inf)
+        np.minimum.at(weight, code, rows.weights)
+        return np.ones(len(code)), weight
+    positive = rows.labels > 0
+    total = np.bincount(code, weights=np.where(positive, rows.weights, 0.0), minlength=lists)
+    positives = np.bincount(code, weights=positive, minlength=lists)
+    weight = np.divide(total, positives, out=np.ones(lists), where=positives > 0)
+    return rows.weights / weight[code], weight
 
 
 OfLists = Callable[[Lists], np.ndarray]
 """A value for each list [G], NaN where the list does not define it."""
 OfRanks = Callable[[np.ndarray], np.ndarray]
 """The same of lists of all items with one positive, from its place [N] in the list, from 1."""
+
+
+class Each(NamedTuple):
+    """G lists, ascending by `Judged.shown`; of ranks in a catalogue one by row."""
+
+    value: np.ndarray
+    """float64 [G], NaN = not defined"""
+    weight: np.ndarray
+    """float64 [G]"""
+    owner: np.ndarray
+    """int64 [G] one of the rows"""
 
 
 @dataclass(frozen=True)
@@ -77,36 +122,37 @@ class MeanOfLists:
     k: int | None
     of_ranks: OfRanks | None = None
     """Where rows have ranks in the catalogue of all items, each positive is a list of its own."""
+    as_they_are: bool = False
+    """See `lists_of`."""
 
     def __call__(self, rows: Judged) -> float | None:
-        values = self.values(rows)
-        defined = values[~np.isnan(values)]
-        return float(defined.mean()) if len(defined) else None
+        value, weight, _ = self.each(rows)
+        defined = ~np.isnan(value)
+        return float(np.average(value[defined], weights=weight[defined])) if defined.any() else None
 
-    def values(self, rows: Judged) -> np.ndarray:
-        """float64 [G], lists ascending by `rows.shown`; NaN = not defined. Of ranks in a catalogue [N], one by row."""
+    def each(self, rows: Judged) -> Each:
+        """What the metric is the mean of."""
         if rows.ranks is None or self.of_ranks is None:
-            return self.of_lists(lists_of(rows, self.k))
+            lists = lists_of(rows, self.k, self.as_they_are)
+            return Each(self.of_lists(lists), lists.weight, np.unique(rows.shown, return_index=True)[1])
         place = np.asarray(rows.ranks, dtype=np.float64)
         inside = place <= (np.inf if self.k is None else self.k)
-        return np.where(place > 0, np.where(inside, self.of_ranks(np.maximum(place, 1)), 0.0), np.nan)
-
-    def owners(self, rows: Judged) -> np.ndarray:
-        """int64 [G]: a row of each of the lists of `values`."""
-        if rows.ranks is not None and self.of_ranks is not None:
-            return np.arange(len(rows.labels))
-        return np.unique(rows.shown, return_index=True)[1]
+        value = np.where(place > 0, np.where(inside, self.of_ranks(np.maximum(place, 1)), 0.0), np.nan)
+        return Each(value, rows.counts, np.arange(len(value)))
 
 
 OF_RANKS: set[str] = set()
 """Names of the metrics that rankings of all items have, too."""
 
 
-def register_list_metric(name: str, of_ranks: OfRanks | None = None) -> Callable[[OfLists], OfLists]:
-    """Decorator: `name` and `name@k` become metrics; `of_ranks`: what they are in a ranking of all items."""
+def register_list_metric(
+    name: str, of_ranks: OfRanks | None = None, as_they_are: bool = False
+) -> Callable[[OfLists], OfLists]:
+    """Decorator: `name` and `name@k` become metrics; `of_ranks`: what they are in a ranking of all items;
+    `as_they_are`: see `lists_of`."""
 
     def add(of_lists: OfLists) -> OfLists:
-        METRICS.register_head(name, lambda k: MeanOfLists(of_lists, k, of_ranks))
+        METRICS.register_head(name, lambda k: MeanOfLists(of_lists, k, of_ranks, as_they_are))
         if of_ranks is not None:
             OF_RANKS.add(name)
         return of_lists
@@ -117,14 +163,18 @@ def register_list_metric(name: str, of_ranks: OfRanks | None = None) -> Callable
 @register_list_metric("ndcg", lambda place: 1 / np.log2(1 + place))
 def ndcg(lists: Lists) -> np.ndarray:
     """Discounted gain 1 / log2(1 + rank) of the positives over that of the best order (Järvelin & Kekäläinen 2002)."""
-    discounts = np.zeros(int(lists.size.max(initial=0)) + 1)
-    head = min(lists.k, len(discounts) - 1)
-    discounts[1 : head + 1] = 1 / np.log2(np.arange(2, head + 2))
-    until = np.cumsum(discounts)  # [rank]: of ranks 1 .. rank
-    of_row = (until[lists.ahead + lists.tied] - until[lists.ahead]) / lists.tied
+    head = min(lists.k, math.ceil(lists.size.max(initial=0)))
+    ranks = np.arange(head + 1)
+    sums = np.append(0, np.cumsum(1 / np.log2(ranks[1:] + 1)))  # [rank]: of ranks 1 .. rank
+
+    def until(places: np.ndarray) -> np.ndarray:
+        return np.interp(places, ranks, sums)
+
+    of_row = (until(lists.ahead + lists.tied) - until(lists.ahead)) / lists.tied
     positives = lists.positives
-    best = until[np.nan_to_num(positives).astype(np.int64)]
-    return np.divide(lists.sum((lists.rows.labels > 0) * of_row), best, out=positives * np.nan, where=best > 0)
+    best = until(np.nan_to_num(positives))
+    gain = lists.sum((lists.rows.labels > 0) * lists.places * of_row)
+    return np.divide(gain, best, out=positives * np.nan, where=best > 0)
 
 
 @register_list_metric("mrr", lambda place: 1 / place)
@@ -132,33 +182,50 @@ def mrr(lists: Lists) -> np.ndarray:
     """1 / rank of the first positive, 0 where it is not in the head."""
     positives = lists.positives
     is_positive = lists.rows.labels > 0
-    first = np.full(len(positives), np.iinfo(np.int64).max)
+    first = np.full(len(positives), np.inf)
     np.minimum.at(first, lists.list[is_positive], lists.ahead[is_positive])
     in_tie = is_positive & (lists.ahead == first[lists.list])
-    # The first positive is in a tie of n rows, p of them positive, that begins after `first` rows: it stands at place
-    # j of the tie with the chance that the other p - 1 are among the n - j after it.
     list_, where = np.unique(lists.list[in_tie], return_index=True)
-    n, p = lists.tied[in_tie][where], np.bincount(lists.list[in_tie], minlength=len(positives))[list_]
-    places = n - p + 1
-    tie = np.repeat(np.arange(len(n)), places)
-    j = np.arange(len(tie)) - np.repeat(np.cumsum(places) - places, places) + 1
-    log = np.cumsum(np.log(np.maximum(np.arange(n.max(initial=0) + 1), 1)))  # of factorials
-    chance = np.exp(
-        log[n[tie] - j] - log[p[tie] - 1] - log[n[tie] - j - p[tie] + 1] - (log[n] - log[p] - log[n - p])[tie]
-    )
-    rank = first[list_][tie] + j
+    positive = np.bincount(lists.list[in_tie], weights=lists.places[in_tie], minlength=len(positives))
     value = np.zeros(len(positives))
-    value[list_] = np.bincount(tie, weights=np.where(rank <= lists.k, chance / rank, 0), minlength=len(n))
+    value[list_] = _first_of_ties(lists.tied[in_tie][where], positive[list_], first[list_], lists.k)
     return np.where(np.isnan(positives), np.nan, value)
+
+
+def _first_of_ties(size: np.ndarray, positive: np.ndarray, before: np.ndarray, k: int) -> np.ndarray:
+    """Mean of 1 / rank, 0 beyond k, of the first positive in each of T ties.
+
+    Args:
+        size: [T] places of the tie, n; `positive`: those of positives among them, p.
+        before: [T] places of the list before the tie.
+    """
+    value = np.zeros(len(size))
+    # Beyond place n - p + 1 of the tie the first positive cannot stand, and beyond rank k it does not count.
+    places = np.minimum(np.ceil(size - positive) + 1, np.maximum(np.ceil(k - before), 0)).astype(np.int64)
+    block = np.cumsum(places) // _PLACES_AT_ONCE
+    for chosen in np.split(np.arange(len(size)), np.flatnonzero(np.diff(block)) + 1):
+        n, p, long = size[chosen], positive[chosen], places[chosen]
+        tie = np.repeat(np.arange(len(chosen)), long)
+        skipped = np.cumsum(long) - long
+        j = np.arange(len(tie)) - skipped[tie] + 1
+        left = n[tie] - j + 1
+        here = np.where(left > p[tie], p[tie] / np.maximum(left, 1e-9), 1.0)  # chance to stand at j, if not before
+        # The log of the chance not to have stood before j; what follows a certain place is of the next tie.
+        passed = np.append(0, np.cumsum(np.log1p(-np.where(here < 1, here, 0))))
+        chance = np.exp(passed[:-1] - passed[skipped][tie]) * here
+        rank = before[chosen][tie] + j
+        inside = np.clip(k + 1 - rank, 0, 1)
+        value[chosen] = np.bincount(tie, weights=chance * inside / rank, minlength=len(chosen))
+    return value
 
 
 @register_list_metric("recall", np.ones_like)
 def recall(lists: Lists) -> np.ndarray:
     """Share of the positives that stand in the head."""
-    return lists.sum((lists.rows.labels > 0) * lists.in_head) / lists.positives
+    return lists.sum((lists.rows.labels > 0) * lists.places * lists.in_head) / lists.positives
 
 
-@register_list_metric("ild")
+@register_list_metric("ild", as_they_are=True)
 def intra_list_diversity(lists: Lists) -> np.ndarray:
     """Mean of 1 - similarity over the pairs of rows in the head (Smyth & McClave 2001; Ziegler et al. 2005).
 
@@ -216,7 +283,7 @@ def _dot_products(
     return found[0], found[1], found[2]
 
 
-@register_list_metric("novelty")
+@register_list_metric("novelty", as_they_are=True)
 def novelty(lists: Lists) -> np.ndarray:
     """Mean over the head of -log2 of the item's share of the train rows, in bits (Vargas & Castells 2011).
 
@@ -242,7 +309,7 @@ class Coverage:
         if rows.items is None or len(rows.items) == 0:
             return None
         items, item = np.unique(rows.items, return_inverse=True)
-        chance = lists_of(rows, self.k).in_head
+        chance = lists_of(rows, self.k, as_they_are=True).in_head
         with np.errstate(divide="ignore"):
             never = np.bincount(item, weights=np.log1p(-chance), minlength=len(items))
         return float(np.mean(1 - np.exp(never)))

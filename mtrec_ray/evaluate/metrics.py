@@ -1,10 +1,12 @@
 """Metrics of one task over rows (one row = one candidate with an observed label); numpy only.
 
 N rows: `labels` [N], `scores` [N] (binary: probability; regression: the label's unit) or [N, classes]
-(multiclass: probabilities), `users` [N] any sortable ids. A metric that the rows do not define is None, never NaN,
+(multiclass: probabilities), `users` [N] any sortable ids, `weights` [N] above 0 or None: with whole numbers, a metric
+is that of the log in which each row stands so many times. A metric that the rows do not define is None, never NaN,
 and `measure` says why. `bootstrap` holds the same metrics under user weights, `lists` those of what was shown together.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from mtrec_ray.evaluate.lists import MeanOfLists
 
 EPSILON = 1e-7
 """Probabilities are clipped to [EPSILON, 1 - EPSILON]: float32 scores saturate, and one row must not be infinite."""
+
+Weights = np.ndarray | None
 
 DIRECTION = {
     "auc": 1,
@@ -48,18 +52,17 @@ def midranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """Area under the ROC curve = P(score of a positive > score of a negative), a tie counts half (Mann-Whitney)."""
-    positive = np.asarray(labels) > 0
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if positives == 0 or negatives == 0:
-        return None
-    surplus = midranks(np.asarray(scores))[positive].sum() - positives * (positives + 1) / 2
-    return float(surplus / (positives * negatives))
+def auc(labels: np.ndarray, scores: np.ndarray, weights: Weights = None) -> float | None:
+    """Area under the ROC curve = P(score of a positive > score of a negative), a tie counts half (Mann-Whitney).
+
+    Weighted, a pair of a positive and a negative counts the product of their weights.
+    """
+    areas, _ = user_aucs(labels, scores, np.zeros(len(labels)), weights)
+    return None if np.isnan(areas).all() else float(areas[0])
 
 
 class GroupedAuc(NamedTuple):
-    """`value`: AUC within a user, averaged with the user's rows as weight; `covered`: share of rows that count."""
+    """`value`: AUC within a user, averaged with the weight of the user's rows; `covered`: share of it that counts."""
 
     value: float | None
     covered: float
@@ -67,9 +70,9 @@ class GroupedAuc(NamedTuple):
     """Users with both classes."""
 
 
-def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> GroupedAuc:
+def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray, weights: Weights = None) -> GroupedAuc:
     """AUC per user, weighted by rows, over the users with both classes (Zhu et al. 2017, section 4.1)."""
-    areas, rows = user_aucs(labels, scores, users)
+    areas, rows = user_aucs(labels, scores, users, weights)
     mixed = ~np.isnan(areas)
     if not mixed.any():
         return GroupedAuc(None, 0.0, 0)
@@ -77,19 +80,24 @@ def gauc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> GroupedAu
     return GroupedAuc(float(value), float(rows[mixed].sum() / rows.sum()), int(mixed.sum()))
 
 
-def user_aucs(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUC [U] (NaN = one class only) and rows [U] of each distinct user, users ascending."""
+def user_aucs(
+    labels: np.ndarray, scores: np.ndarray, users: np.ndarray, weights: Weights = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUC [U] (NaN = one class only) and weight of the rows [U] of each distinct user, users ascending."""
     _, code = np.unique(users, return_inverse=True)
-    positive = np.asarray(labels) > 0
-    rows = np.bincount(code)
-    # Ranks of (user, score) pairs less the rows of all users before are the ranks within the user.
-    _, score_code = np.unique(scores, return_inverse=True)
-    ranks = midranks(code.astype(np.int64) * (len(score_code) + 1) + score_code) - (np.cumsum(rows) - rows)[code]
-    positives = np.bincount(code, weights=positive, minlength=len(rows))
-    rank_sums = np.bincount(code, weights=ranks * positive, minlength=len(rows))
-    pairs = positives * (rows - positives)
-    surplus = rank_sums - positives * (positives + 1) / 2
-    return np.divide(surplus, pairs, out=np.full(len(rows), np.nan), where=pairs > 0), rows
+    order = np.lexsort((scores, code))
+    of, by, positive = code[order], np.asarray(scores)[order], np.asarray(labels)[order] > 0
+    weight = np.ones(len(code)) if weights is None else np.asarray(weights)[order]
+    begins = np.append(True, (of[1:] != of[:-1]) | (by[1:] != by[:-1]))[: len(of)]
+    tie = np.cumsum(begins) - 1
+    hits, misses = (np.bincount(tie, weights=np.where(mask, weight, 0)) for mask in (positive, ~positive))
+    user = of[begins]
+    positives, negatives = (np.bincount(user, weights=found) for found in (hits, misses))
+    # Negatives of the user with a lower score, and half of those tied.
+    below = np.cumsum(misses) - misses / 2 - (np.cumsum(negatives) - negatives)[user]
+    pairs = positives * negatives
+    surplus = np.bincount(user, weights=hits * below)
+    return np.divide(surplus, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0), positives + negatives
 
 
 def row_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -98,12 +106,14 @@ def row_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def log_loss(labels: np.ndarray, probabilities: np.ndarray, weights: Weights = None) -> float | None:
     """Mean cross entropy of binary labels, in nats."""
-    return float(row_log_loss(labels, probabilities).mean()) if len(labels) else None
+    return _mean(row_log_loss(labels, probabilities), weights)
 
 
-def normalised_entropy(labels: np.ndarray, probabilities: np.ndarray, base_rate: float) -> float | None:
+def normalised_entropy(
+    labels: np.ndarray, probabilities: np.ndarray, base_rate: float, weights: Weights = None
+) -> float | None:
     """Log loss over the log loss of always saying the train base rate; 1 = learned nothing, lower is better.
 
     He et al. 2014 divide by the entropy of the rows' own base rate; both agree where train and test rates do. The
@@ -111,62 +121,26 @@ def normalised_entropy(labels: np.ndarray, probabilities: np.ndarray, base_rate:
     """
     if len(labels) == 0 or not 0 < base_rate < 1:
         return None
-    reference = row_log_loss(labels, np.full(len(labels), base_rate)).mean()
-    return float(row_log_loss(labels, probabilities).mean() / reference)
+    reference = np.average(row_log_loss(labels, np.full(len(labels), base_rate)), weights=weights)
+    return float(np.average(row_log_loss(labels, probabilities), weights=weights) / reference)
 
 
-def calibration_ratio(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def calibration_ratio(labels: np.ndarray, probabilities: np.ndarray, weights: Weights = None) -> float | None:
     """Sum of the scores over the sum of the labels; above 1 = promises too much."""
-    total = float(np.sum(labels))
-    return float(np.sum(probabilities, dtype=np.float64) / total) if total > 0 else None
+    factors = 1.0 if weights is None else weights
+    total = float(np.sum(labels * factors))
+    return float(np.sum(probabilities * factors, dtype=np.float64) / total) if total > 0 else None
 
 
-class CalibrationCurve(NamedTuple):
-    """Per bin [B], ascending: mean score, mean label, rows."""
-
-    predicted: np.ndarray
-    observed: np.ndarray
-    rows: np.ndarray
-
-
-def calibration_curve(labels: np.ndarray, scores: np.ndarray, bins: int = 10) -> CalibrationCurve:
-    """Mean label against mean score in bins of equal count; fewer bins where there are fewer rows."""
-    order = np.argsort(scores, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    return CalibrationCurve(
-        np.array([np.mean(scores[part], dtype=np.float64) for part in parts]),
-        np.array([np.mean(labels[part], dtype=np.float64) for part in parts]),
-        np.array([len(part) for part in parts], dtype=np.int64),
-    )
-
-
-class RocCurve(NamedTuple):
-    """Points from (0, 0) to (1, 1)."""
-
-    false_positive_rate: np.ndarray
-    true_positive_rate: np.ndarray
-
-
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> RocCurve | None:
-    """A point per distinct score, thresholds descending; its trapezoidal area is `auc`. None: one class only."""
-    positive = np.asarray(labels) > 0
-    if positive.all() or not positive.any():
-        return None
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    last_of_tie = np.append(np.diff(np.asarray(scores)[order]) != 0, True)
-    hits = np.concatenate([[0], np.cumsum(positive[order])[last_of_tie]])
-    alarms = np.concatenate([[0], np.cumsum(~positive[order])[last_of_tie]])
-    return RocCurve(alarms / alarms[-1], hits / hits[-1])
-
-
-def rmse(labels: np.ndarray, scores: np.ndarray) -> float | None:
+def rmse(labels: np.ndarray, scores: np.ndarray, weights: Weights = None) -> float | None:
     """Root mean squared error, in the label's unit."""
-    return float(np.sqrt(np.mean(np.square(np.subtract(scores, labels, dtype=np.float64))))) if len(labels) else None
+    square = _mean(np.square(np.subtract(scores, labels, dtype=np.float64)), weights)
+    return None if square is None else math.sqrt(square)
 
 
-def mae(labels: np.ndarray, scores: np.ndarray) -> float | None:
+def mae(labels: np.ndarray, scores: np.ndarray, weights: Weights = None) -> float | None:
     """Mean absolute error, in the label's unit."""
-    return float(np.mean(np.abs(np.subtract(scores, labels, dtype=np.float64)))) if len(labels) else None
+    return _mean(np.abs(np.subtract(scores, labels, dtype=np.float64)), weights)
 
 
 def row_rank_error(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -179,14 +153,14 @@ def row_rank_error(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.abs((up_to < 0.5).sum(axis=1) - labels)
 
 
-def rank_mae(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def rank_mae(labels: np.ndarray, probabilities: np.ndarray, weights: Weights = None) -> float | None:
     """Mean distance between label and median class, in classes."""
-    return float(row_rank_error(labels, probabilities).mean()) if len(labels) else None
+    return _mean(row_rank_error(labels, probabilities), weights)
 
 
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def accuracy(labels: np.ndarray, probabilities: np.ndarray, weights: Weights = None) -> float | None:
     """Share of rows whose likeliest class [N, classes] is the label; the first of equally likely ones counts."""
-    return float(np.mean(np.argmax(probabilities, axis=1) == labels)) if len(labels) else None
+    return _mean(np.argmax(probabilities, axis=1) == labels, weights)
 
 
 def row_multiclass_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -195,13 +169,17 @@ def row_multiclass_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> np
     return -np.log(np.clip(chosen, EPSILON, 1.0))
 
 
-def multiclass_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def multiclass_log_loss(labels: np.ndarray, probabilities: np.ndarray, weights: Weights = None) -> float | None:
     """Mean cross entropy, in nats."""
-    return float(row_multiclass_log_loss(labels, probabilities).mean()) if len(labels) else None
+    return _mean(row_multiclass_log_loss(labels, probabilities), weights)
+
+
+def _mean(values: np.ndarray, weights: Weights) -> float | None:
+    return float(np.average(values, weights=weights)) if len(values) else None
 
 
 def measure(names: Iterable[str], rows: Judged) -> dict[str, Any]:
-    """The named metrics of one task over the rows whose label is observed (not NaN), ready for JSON.
+    """The named metrics of one task over the rows whose label is observed (not NaN), with their weights; for JSON.
 
     Gives `n` (rows), `users`, a value per name, with `gauc` also `gauc_covered` (share of rows that count), with
     metrics of lists `lists` (how many the first of them is a mean over), with metrics of a step given its parent
@@ -222,56 +200,56 @@ def measure(names: Iterable[str], rows: Judged) -> dict[str, Any]:
         if name in CONDITIONAL:
             found["cvr_n"] = len(given_parent(rows)[0].labels)
         if name == "gauc":
-            found["gauc_covered"] = gauc(rows.labels, rows.scores, rows.users).covered
+            found["gauc_covered"] = gauc(rows.labels, rows.scores, rows.users, rows.weights).covered
         if isinstance(metric, MeanOfLists) and "lists" not in found:
-            found["lists"] = int((~np.isnan(metric.values(rows))).sum())
+            found["lists"] = int((~np.isnan(metric.each(rows).value)).sum())
     return found | {"undefined": undefined}
 
 
 @METRICS.register("auc")
 def _auc(rows: Judged) -> float | None:
-    return auc(rows.labels, rows.scores)
+    return auc(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("gauc")
 def _gauc(rows: Judged) -> float | None:
-    return gauc(rows.labels, rows.scores, rows.users).value
+    return gauc(rows.labels, rows.scores, rows.users, rows.weights).value
 
 
 @METRICS.register("logloss")
 def _logloss(rows: Judged) -> float | None:
     loss = log_loss if rows.scores.ndim == 1 else multiclass_log_loss
-    return loss(rows.labels, rows.scores)
+    return loss(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("ne")
 def _ne(rows: Judged) -> float | None:
-    return normalised_entropy(rows.labels, rows.scores, rows.train_mean)
+    return normalised_entropy(rows.labels, rows.scores, rows.train_mean, rows.weights)
 
 
 @METRICS.register("calibration")
 def _calibration(rows: Judged) -> float | None:
-    return calibration_ratio(rows.labels, rows.scores)
+    return calibration_ratio(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("rmse")
 def _rmse(rows: Judged) -> float | None:
-    return rmse(rows.labels, rows.scores)
+    return rmse(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("mae")
 def _mae(rows: Judged) -> float | None:
-    return mae(rows.labels, rows.scores)
+    return mae(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("accuracy")
 def _accuracy(rows: Judged) -> float | None:
-    return accuracy(rows.labels, rows.scores)
+    return accuracy(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("rank_mae")
 def _rank_mae(rows: Judged) -> float | None:
-    return rank_mae(rows.labels, rows.scores)
+    return rank_mae(rows.labels, rows.scores, rows.weights)
 
 
 @METRICS.register("cvr_auc")

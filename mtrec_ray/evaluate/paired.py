@@ -56,7 +56,8 @@ class Term:
 
 def judged_rows(kind: TaskKind, rows: Rows) -> Judged:
     """What the metrics of a task with labels see of a run's predictions."""
-    found = judged(kind, rows.labels, rows.scores, Facts(rows.users, rows.shown, rows.items, ranks=rows.ranks))
+    facts = Facts(rows.users, rows.shown, rows.items, ranks=rows.ranks, weights=rows.weights)
+    found = judged(kind, rows.labels, rows.scores, facts)
     assert found is not None, "a run scores all of its tasks with labels"
     return found
 

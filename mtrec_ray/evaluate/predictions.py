@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.manifest import Manifest
-from mtrec_ray.data.reading.context import CODED
+from mtrec_ray.data.reading.context import CODED, weighs
 from mtrec_ray.errors import DataError
 
 Scores = dict[str, np.ndarray]
@@ -39,6 +39,8 @@ class Rows:
     scores: Scores
     ranks: Scores = field(default_factory=dict)
     """[N] per task that matches users with items: see `Judged.ranks`"""
+    weights: np.ndarray | None = None
+    """float64 [N] see `Judged.weights`; None where the log has no column that says so"""
 
 
 def read_table(path: str, columns: list[str]) -> pa.Table:
@@ -64,14 +66,15 @@ def read_rows(path: str, manifest: Manifest) -> dict[str, Rows]:
     """`predictions.parquet` by split, in the manifest's order of splits."""
     tasks = [task.name for task in manifest.tasks if task.labels != "none"]
     names = [f"{part}.{task}" for part in ("label", "score") for task in tasks]
-    table = read_table(path, ["split", "row_id", "shown", "user", "item", *names])
+    weight = ["weight"] if weighs(manifest.context) else []
+    table = read_table(path, ["split", "row_id", "shown", "user", "item", *weight, *names])
     splits = [split for split in manifest.shards if split in set(pc.unique(table.column("split")).to_pylist())]
     if not splits:
         raise DataError(f"{path} holds no rows of the splits {', '.join(manifest.shards)}.")
-    return {split: _rows(_of_split(table, split), tasks) for split in splits}
+    return {split: _rows(_of_split(table, split), tasks, bool(weight)) for split in splits}
 
 
-def _rows(table: pa.Table, tasks: list[str]) -> Rows:
+def _rows(table: pa.Table, tasks: list[str], weighed: bool) -> Rows:
     user, item = _strings(table, "user"), _strings(table, "item")
     return Rows(
         row_id=table.column("row_id").to_numpy(),
@@ -88,6 +91,7 @@ def _rows(table: pa.Table, tasks: list[str]) -> Rows:
             for task in tasks
             if f"rank.{task}" in table.column_names
         },
+        weights=to_numpy(table.column("weight")) if weighed else None,
     )
 
 

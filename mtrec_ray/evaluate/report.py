@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.manifest import Manifest, TaskEntry
+from mtrec_ray.data.id_hashes import collision_notes
+from mtrec_ray.data.manifest import CollisionEntry, Manifest, TaskEntry
 from mtrec_ray.evaluate import figures, page, tables
 from mtrec_ray.evaluate.bootstrap import LEVEL
 from mtrec_ray.evaluate.comparison import Comparison
 from mtrec_ray.evaluate.page import Pen, counted
 from mtrec_ray.evaluate.training_log import TrainingLog
 from mtrec_ray.tasks.kind import TaskKind
+
+WEIGHING = {"row_weight": "its row_weight", "sampling_rate": "1 / its sampling_rate"}
+"""By context column, what a row counts in metrics."""
 
 
 def render(
@@ -33,7 +37,9 @@ def render(
     tasks = list(zip(manifest.tasks, kinds, strict=True))
     return page.template("report.html.j2").render(
         found=found,
-        facts=facts(run, manifest) | ({"note": "; ".join(log.notes)} if log.notes else {}),
+        facts=facts(run, manifest)
+        | _hashed_ids(found["id_collisions"])
+        | ({"note": "; ".join(log.notes)} if log.notes else {}),
         split=first,
         tasks=[task_section(task, kind, comparisons[first], found, first, pen) for task, kind in tasks],
         others={
@@ -60,6 +66,7 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
     lag = f", {run.history.lag:g} s withheld" if run.history.lag else ""
     shares = f"{run.split.valid:g} valid, {run.split.test:g} test" if run.split.by != "column" else run.split.column
     tasks = [f"{task.name} ({task.kind}, weight {run.tasks[task.name].weight:g})" for task in manifest.tasks]
+    weighing = [text for name, text in WEIGHING.items() if name in manifest.context]
     engine = run.engine.name + (f" ZeRO-{run.engine.zero_stage}" if run.engine.name == "deepspeed" else "")
     return {
         "tasks": ", ".join(tasks),
@@ -70,7 +77,13 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
         f"{counted(len(manifest.categories), 'category', 'categories')}{_ids(manifest, run)}",
         "training": f"{run.train.epochs:g} epochs, {run.train.batch_requests} requests a step, "
         f"{counted(run.cluster.workers, 'worker', 'workers')}, {engine}, {run.engine.precision}",
+        **({"metrics": f"a row counts {' · '.join(weighing)}"} if weighing else {}),
     }
+
+
+def _hashed_ids(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    notes = collision_notes([CollisionEntry.model_validate(entry) for entry in entries])
+    return {"hashed ids": "; ".join(notes)} if notes else {}
 
 
 def _ids(manifest: Manifest, run: Run) -> str:
@@ -78,7 +91,8 @@ def _ids(manifest: Manifest, run: Run) -> str:
         "users": (run.features.user_dim, manifest.num_users),
         "items": (run.features.item_dim, manifest.num_items),
     }
-    used = [f"{rows - 1:,} {what}" for what, (width, rows) in tables.items() if width]
+    hashed = run.features.ids == "hashed"
+    used = [what if hashed else f"{rows - 1:,} {what}" for what, (width, rows) in tables.items() if width]
     return f", ids of {' and '.join(used)}" if used else ""
 
 
@@ -123,8 +137,9 @@ def _task_figures(task: TaskEntry, calibrated: bool, comparison: Comparison, pen
     if task.labels not in ("binary", "number"):
         return []
     labels = comparison.rows.labels[task.name]
-    observed = ~np.isnan(labels)
-    labels = labels[observed]
+    weights = comparison.rows.weights
+    observed = ~np.isnan(labels) if weights is None else ~np.isnan(labels) & (weights > 0)
+    labels, weights = labels[observed], None if weights is None else weights[observed]
     columns = {
         tables.MODEL: comparison.rows.scores,
         **{tables.baseline_title(n): s for n, s in comparison.baselines.items()},
@@ -137,14 +152,14 @@ def _task_figures(task: TaskEntry, calibrated: bool, comparison: Comparison, pen
         return []
     if task.labels == "binary":
         roc = pen.draw(
-            figures.roc(labels, varied),
+            figures.roc(labels, varied, weights),
             f"ROC of {task.name}",
             "The higher above the diagonal, the better the ranking; the area below a curve is its AUC.",
         )
         if not calibrated:
             return [roc]
         calibration = pen.draw(
-            figures.calibration(labels, varied, "rate"),
+            figures.calibration(labels, varied, weights, "rate"),
             f"Calibration of {task.name}",
             "Tenths of the rows by score. On the dashed line a score is the share of positives it promises; "
             "below it, the score promises too much.",
@@ -152,13 +167,13 @@ def _task_figures(task: TaskEntry, calibrated: bool, comparison: Comparison, pen
         return [roc, calibration]
     return [
         pen.draw(
-            figures.calibration(labels, varied, "value"),
+            figures.calibration(labels, varied, weights, "value"),
             f"Predicted and actual {task.name}",
             "Tenths of the rows by prediction. On the dashed line predictions are right on average; the longer the "
             "line, the more the model tells apart.",
         ),
         pen.draw(
-            figures.residuals(labels, varied),
+            figures.residuals(labels, varied, weights),
             f"Errors of {task.name}",
             "How often an error of each size occurs; narrow and centred on zero is good.",
         ),

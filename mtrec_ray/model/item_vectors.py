@@ -1,6 +1,7 @@
 """The vector of an item: of its id, its categories and its text."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,13 @@ from torch.nn import functional
 
 from mtrec_ray.config import Features, Matching
 from mtrec_ray.data.catalogue import Catalogue
+from mtrec_ray.data.id_hashes import hash_ids
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.model.dropout import DropoutContext, dropped_elements
 from mtrec_ray.model.features import CategoryTable
+from mtrec_ray.model.id_table import ExactTable, HashedTable, id_table
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Embed = Callable[[Tensor], Tensor]
 """The backbone's token embeddings: int64 [...] -> [..., H]. A function, for at ZeRO-3 the weight is not there."""
 
@@ -23,15 +27,15 @@ _NUMBERS_AT_ONCE = 1 << 24
 class ItemVectors(nn.Module):
     """Rows of the catalogue int64 [N] -> [N, dim]: the sum of what is known of the item.
 
-    - a vector of its id; items that train does not know share row 0, and in training a share of the items
-      (`features.id_dropout`) is taken for unknown, so that it is trained. Which ones depends on seed, step and item;
+    - a vector of its id (`model.id_table`); in training a share of the items (`features.id_dropout`) is taken for
+      unknown, so that the vector of the unknown, if there is one, is trained. Which ones depends on seed, step, item;
     - for each of its own categories the mean of the vectors of its values;
     - with a backbone, its text: the mean of the *token embeddings that the backbone begins with*, through a norm and a
       linear layer. It costs no pass through the backbone, so a catalogue of any size can be read anew at each
       evaluation, and new items have a vector; the order of the words does not count.
     """
 
-    index: Tensor
+    item_ids: Tensor
     categories: Tensor
     ids: Tensor
     starts: Tensor
@@ -50,15 +54,15 @@ class ItemVectors(nn.Module):
         super().__init__()
         self.has_unit_length = config.similarity == "cosine"
         self.dropout, self.context = features.id_dropout, context
-        self.table = nn.Embedding(manifest.num_items, config.dim)
-        nn.init.normal_(self.table.weight, std=0.05)
+        self.table = id_table("ids.matching", "item", manifest.num_items, config.dim, 0.05, features)
+        exact = isinstance(self.table, ExactTable)
         self.tables = nn.ModuleList(_category_tables(manifest, config.dim))
         self.longest = int(catalogue.text.lengths.max(initial=0))
         self.hidden_size = hidden_size if self.longest else None
         if self.hidden_size is not None:
             self.text = nn.Sequential(nn.LayerNorm(self.hidden_size), nn.Linear(self.hidden_size, config.dim))
         for name, values in (
-            ("index", catalogue.index),
+            ("item_ids", catalogue.index if exact else hash_ids(catalogue.items.to_pylist(), "item")),
             ("categories", catalogue.categories),
             ("ids", np.append(catalogue.text.values, 0)),  # so that there is something to look up
             ("starts", catalogue.text.offsets[:-1]),
@@ -67,7 +71,7 @@ class ItemVectors(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     def forward(self, rows: Tensor, embed: Embed | None) -> Tensor:
-        vectors: Tensor = self.table(self._known(rows))
+        vectors = self.table.known(self.item_ids[rows], self._dropped(rows))
         categories = self.categories[rows]
         for table in self.tables:
             assert isinstance(table, CategoryTable)
@@ -84,23 +88,34 @@ class ItemVectors(nn.Module):
         size = max(1, _NUMBERS_AT_ONCE // max(1, self.longest * (self.hidden_size or 1)))
         return torch.cat([self(part, embed) for part in rows.split(size)])
 
-    def _known(self, rows: Tensor) -> Tensor:
-        index = self.index[rows]
+    def told_apart(self) -> Array:
+        """int64 [I, .]: items with the same numbers have the same vector of their id."""
+        if isinstance(self.table, HashedTable):
+            return self.table.rows_of(self.item_ids).cpu().numpy()
+        return self.item_ids[:, None].cpu().numpy()
+
+    def _dropped(self, rows: Tensor) -> Tensor | None:
         if not self.training or not self.dropout:
-            return index
+            return None
         if self.context.key is None:
             raise ValueError("id dropout of the item vectors needs a DropoutKey in training")
-        dropped = dropped_elements(rows, 1, self.context.key.salt("ids.matching"), self.dropout)[:, 0]
-        return index.masked_fill(dropped, 0)
+        return dropped_elements(rows, 1, self.context.key.salt("ids.matching"), self.dropout)[:, 0]
 
     def _mean_embedding(self, rows: Tensor, embed: Embed) -> Tensor:
-        """[N, H] float32 at least; zeros for items without text."""
-        steps = torch.arange(self.longest, device=rows.device)
-        lengths = self.lengths[rows, None]
-        present = steps < lengths
-        embedded = embed(self.ids[torch.where(present, self.starts[rows, None] + steps, 0)])
+        """[N, H] float32 at least; zeros for items without text.
+
+        Each distinct token is embedded once, and no tensor holds a vector for each token of each item: with 8192
+        negatives of 64 tokens that would be gigabytes. All tokens are looked up together, for at ZeRO-3 every worker
+        must do so equally often, whatever its items are.
+        """
+        lengths = self.lengths[rows]
+        first = lengths.cumsum(0) - lengths  # of each item's tokens, which stand one behind another
+        shift = torch.repeat_interleave(self.starts[rows] - first, lengths)
+        ids = self.ids[shift + torch.arange(len(shift), device=rows.device)]
+        distinct, which = torch.unique(torch.cat([ids.new_zeros(1), ids]), return_inverse=True)  # of no tokens, too
+        embedded = embed(distinct)
         embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
-        return (embedded * present[..., None]).sum(1) / lengths.clamp(min=1)
+        return functional.embedding_bag(which[1:], embedded, first, mode="mean")
 
 
 def _category_tables(manifest: Manifest, dim: int) -> Sequence[CategoryTable]:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from mtrec_ray.config import Matching
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.model.history_attention import visible_pairs
-from mtrec_ray.tasks.groups import group_log_softmax, group_sums, handed_out
+from mtrec_ray.tasks.groups import group_log_softmax, weighted_sums
 from mtrec_ray.tasks.kind import FittedTask
 
 _SECONDS = 1e6
@@ -64,12 +64,12 @@ class UserVectors(nn.Module):
         newer = batch.candidate_event_end[candidate] - 1 - event
         recency = torch.log1p(torch.stack([age, newer], dim=1).to(events.dtype)) @ functional.softplus(self.slopes)
         score = self._feedback_score(batch)[event] - recency
-        # the null events stand behind the visible ones, one for each candidate
+        # the null event stands behind the others, and a pair for each candidate behind those of visible events
         owner = torch.cat([candidate, torch.arange(count, device=candidate.device)])
+        place = torch.cat([event, event.new_full((count,), len(events))])
         scores = torch.cat([score, self.null_score.expand(count)])
         weight = torch.exp(group_log_softmax(scores, owner, torch.ones_like(owner, dtype=torch.bool)))
-        values = torch.cat([handed_out(events, event), self.null_event.expand(count, -1)])
-        return group_sums(weight[:, None] * values, owner, count)
+        return weighted_sums(torch.cat([events, self.null_event[None]]), weight, place, owner, count)
 
     def _feedback_score(self, batch: Batch) -> Tensor:
         """[E]"""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mtrec_ray.tasks.kind import Candidates
 
@@ -20,6 +21,9 @@ GroupBy = Literal["shown", "request"]
 another without an event between them that the history holds (`history.lag`, `history.exposures: false`,
 `history.max_events: 0`) cannot be told apart and are one group. `request`: all candidates of one packed request, as
 the later events of a user in a log without impressions. Neither goes beyond `history.max_candidates`."""
+
+_NUMBERS_AT_ONCE = 1 << 22
+"""Products of weights and values that are there at a time."""
 
 
 def groups(candidates: Candidates, by: GroupBy) -> Tensor:
@@ -61,6 +65,16 @@ def handed_out(values: Tensor, group: Tensor) -> Tensor:
     return found
 
 
+def weighted_sums(values: Tensor, weight: Tensor, place: Tensor, group: Tensor, size: int) -> Tensor:
+    """[n, d] -> [size, d]: at i the sum of weight [P] times `values[place]` over the P pairs of group i.
+
+    The same as `group_sums` of that product, of which never more than a few columns are there at a time, also in the
+    backward pass: the pairs of candidates and visible events are many more than either.
+    """
+    found: Tensor = _WeightedSums.apply(values, weight, place, group, size)
+    return found
+
+
 def group_log_softmax(scores: Tensor, group: Tensor, takes_part: Tensor) -> Tensor:
     """[n]: log of each element's share of the sum of exp(score) over its group's elements that take part, bool [n].
 
@@ -98,8 +112,45 @@ class _HandedOut(torch.autograd.Function):
         return _segment_sums(gradients[0], group, ctx.size), None
 
 
+class _WeightedSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, place: Tensor, group: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(values, weight, place, group)
+        segments = _Segments(group, size)
+        parts = [segments.sums(weight[:, None] * part[place]) for part in _columns(values, len(place))]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        values, weight, place, group = ctx.saved_tensors
+        segments = _Segments(place, len(values))
+        of_values, of_weight = [], torch.zeros_like(weight)
+        for part, own in zip(_columns(gradient, len(place)), _columns(values, len(place)), strict=True):
+            of_pairs = part[group]
+            of_weight += (of_pairs * own[place]).sum(1)
+            of_values.append(segments.sums(weight[:, None] * of_pairs))
+        return torch.cat(of_values, dim=1), of_weight, None, None, None
+
+
+def _columns(values: Tensor, pairs: int) -> tuple[Tensor, ...]:
+    """[n, d] in parts of as many columns as `pairs` may have at a time."""
+    return values.split(max(1, _NUMBERS_AT_ONCE // max(1, pairs)), dim=1)
+
+
+class _Segments:
+    """The elements of each group, side by side."""
+
+    def __init__(self, group: Tensor, size: int) -> None:
+        ordered, self._order = torch.sort(group, stable=True)
+        self._offsets = torch.searchsorted(ordered, torch.arange(size + 1, device=group.device))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[n, ...] -> [size, ...]"""
+        ordered = values[self._order].double()
+        sums = torch.segment_reduce(ordered, "sum", offsets=self._offsets, initial=0, unsafe=True)
+        return sums.to(values.dtype)
+
+
 def _segment_sums(values: Tensor, group: Tensor, size: int) -> Tensor:
-    ordered, order = torch.sort(group, stable=True)
-    offsets = torch.searchsorted(ordered, torch.arange(size + 1, device=group.device))
-    sums = torch.segment_reduce(values[order].double(), "sum", offsets=offsets, initial=0, unsafe=True)
-    return sums.to(values.dtype)
+    return _Segments(group, size).sums(values)

@@ -12,6 +12,7 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.engine.base import Engine, build_engine
 from mtrec_ray.model.adapters import add_adapter
+from mtrec_ray.model.adapters.full import store_frozen_in_bfloat16
 from mtrec_ray.model.backbone import Backbone, is_causal, load_config
 from mtrec_ray.model.probe import choose_mode
 from mtrec_ray.model.recommender import Recommender, frozen_dtype
@@ -49,8 +50,10 @@ class BackboneBuilder:
 
 
 def adapt(backbone: Backbone, run: Run) -> None:
-    """Makes trainable what `adapter` says, in place."""
+    """Makes trainable what `adapter` says, in place; with `engine.precision: bf16` all else is bfloat16 then."""
     add_adapter(backbone, run.adapter, run.seed)
+    if run.engine.precision == "bf16" and run.adapter.kind == "full":
+        store_frozen_in_bfloat16(backbone)
 
 
 def open_engine(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from mtrec_ray.errors import ConfigError, DataError
-from mtrec_ray.evaluate import metrics, tables
+from mtrec_ray.evaluate import curves, metrics, tables
 from mtrec_ray.evaluate.judged import Judged
 from mtrec_ray.tasks.kinds import KINDS
 
@@ -72,7 +72,7 @@ def test_binary_metrics_equal_scikit_learn(binary):
     assert metrics.auc(labels, scores) == pytest.approx(reference.roc_auc_score(labels, scores), abs=1e-12)
     assert metrics.log_loss(labels, scores) == pytest.approx(reference.log_loss(labels, scores), abs=1e-12)
     false_positives, true_positives, _ = reference.roc_curve(labels, scores, drop_intermediate=False)
-    curve = metrics.roc_curve(labels, scores)
+    curve = curves.roc_curve(labels, scores)
     np.testing.assert_allclose(curve.false_positive_rate, false_positives)
     np.testing.assert_allclose(curve.true_positive_rate, true_positives)
 
@@ -84,7 +84,7 @@ def test_float32_scores_give_the_same_auc(binary):
 
 def test_roc_area_is_the_auc(binary):
     labels, scores = binary
-    assert np.trapezoid(*reversed(metrics.roc_curve(labels, scores))) == pytest.approx(metrics.auc(labels, scores))
+    assert np.trapezoid(*reversed(curves.roc_curve(labels, scores))) == pytest.approx(metrics.auc(labels, scores))
 
 
 def test_normalised_entropy_is_one_for_the_train_base_rate(binary):
@@ -100,14 +100,14 @@ def test_normalised_entropy_is_one_for_the_train_base_rate(binary):
 def test_calibration(binary):
     labels, scores = binary
     assert metrics.calibration_ratio(labels, 2 * scores) == pytest.approx(2 * scores.sum() / labels.sum())
-    curve = metrics.calibration_curve(labels, scores, bins=7)
+    curve = curves.calibration_curve(labels, scores, bins=7)
     assert curve.rows.sum() == 2000
     assert np.ptp(curve.rows) <= 1
     assert (np.diff(curve.predicted) >= 0).all()
     assert (curve.observed * curve.rows).sum() == pytest.approx(labels.sum())
     assert (curve.predicted * curve.rows).sum() == pytest.approx(scores.sum())
     assert np.abs(curve.observed - curve.predicted).max() < 0.1  # the labels were drawn from the scores
-    assert len(metrics.calibration_curve(labels[:3], scores[:3]).rows) == 3
+    assert len(curves.calibration_curve(labels[:3], scores[:3]).rows) == 3
 
 
 def test_regression_metrics_equal_scikit_learn():

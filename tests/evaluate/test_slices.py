@@ -8,6 +8,8 @@ import pytest
 
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.reading.events import ROW_BITS
+from mtrec_ray.data.reading.log_files import FileNumbers
 from mtrec_ray.data.streaming.shards import Shards
 from mtrec_ray.evaluate.predictions import read_rows
 from mtrec_ray.evaluate.slices import MOST_VALUES, Slicer
@@ -38,7 +40,11 @@ def _slices_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         run = config(split={"by": "column", "column": "part"}, data__buckets=2, features__aggregates=[], **parts)
         prepared = prepare(run, serial_tasks)
         rows = np.arange(7, 13)
-        scores = Scores(rows, np.zeros((6, 1), np.float32), {"like": np.linspace(0, 1, 6)})
+        scores = Scores(
+            (FileNumbers().next("log.csv") << ROW_BITS) + rows,
+            np.zeros((6, 1), np.float32),
+            {"like": np.linspace(0, 1, 6)},
+        )
         shards = Shards(prepared.path, prepared.manifest, "test")
         write_predictions(".", {"test": predictions_table(shards, scores, prepared.manifest.tasks)})
         found = read_rows("predictions.parquet", prepared.manifest)["test"]
@@ -52,7 +58,7 @@ def test_predictions_say_the_policy_of_each_row_also_one_that_train_lacks(slices
     table, _ = slices_of(policy="who", domain="where")
     assert table["policy"].to_pylist() == POLICIES
     assert table["domain"].to_pylist() == [f"page {number}" for number in range(6, 12)]
-    assert table["row_id"].to_pylist() == list(range(7, 13))
+    assert [row_id & ((1 << ROW_BITS) - 1) for row_id in table["row_id"].to_pylist()] == list(range(7, 13))
 
 
 def test_a_slice_per_policy_holds_its_rows_the_most_frequent_first(slices_of) -> None:

@@ -14,9 +14,10 @@ from mtrec_ray.engine import deepspeed
 from mtrec_ray.engine.base import Engine, build_engine
 from mtrec_ray.model.adapters import trained_parts
 from mtrec_ray.model.adapters.buffers import added_buffers
-from mtrec_ray.model.backbone import load_model
+from mtrec_ray.model.backbone import Backbone, load_model
 from mtrec_ray.model.probe import choose_mode
-from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.model.recommender import Recommender, frozen_dtype
+from mtrec_ray.train.building import adapt
 from tests.batches import make_manifest, make_run, make_steps
 from tests.training import CPU, backward, distance, make_engine, make_objective, run_ranks, small_backbone, small_model
 
@@ -95,6 +96,23 @@ def loaded(kind: str, folder: str, *overrides: str, **data: Any) -> tuple[Found,
     return take_steps(engine, **data), mode
 
 
+def mixed(folder: str, *overrides: str, **data: Any) -> tuple[Found, dict[str, set[str]]]:
+    """The top layer trained in float32 on frozen ones in bfloat16; and the types, by whether they are trained."""
+    run = make_run(*SGD, "adapter.kind=full", "adapter.top_layers=1", "engine.precision=bf16", *overrides)
+
+    def build() -> Recommender:
+        backbone = Backbone(load_model(folder, frozen_dtype(run)))
+        adapt(backbone, run)
+        return Recommender(backbone, make_manifest(), run)
+
+    engine: Any = build_engine(run, build, CPU)
+    types: dict[str, set[str]] = {"trained": set(), "frozen": set()}
+    for parameter in engine.model.backbone.parameters():
+        stored = {str(parameter.dtype), str(getattr(parameter, "ds_tensor", parameter).dtype)}
+        types["trained" if parameter.requires_grad else "frozen"] |= stored
+    return take_steps(engine, **data), types
+
+
 def split_everything(config: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     def split(run: Any) -> dict[str, Any]:
         found = config(run)
@@ -114,6 +132,10 @@ def on_rank(folder: str) -> dict[Any, Any]:
     for kind in LOADED:
         found[kind, "loaded"], found[kind, "mode"] = loaded(kind, folder, zero[0], zero[1].format(3), **share)
     found["adalora", "plain"] = trained("adalora", **share)
+    found["mixed", "plain"], _ = mixed(folder, **share)
+    for stage in (2, 3):
+        engine = zero[0], zero[1].format(stage), f"backbone.name={folder}"
+        found["mixed", stage], found["types", stage] = mixed(folder, *engine, **share)
     return found
 
 
@@ -128,7 +150,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def found(folder: str) -> dict[Any, Any]:
     """What rank 0 saw; rank 1 must have seen the same."""
     first, second = run_ranks(on_rank, 2, folder)
-    for case in first.keys() - {(kind, "mode") for kind in LOADED}:
+    for case in first.keys() - {(kind, "mode") for kind in LOADED} - {("types", 2), ("types", 3)}:
         assert distance(first[case][1], second[case][1]) == 0, f"{case}: the ranks have drifted apart"
     return first
 
@@ -169,3 +191,12 @@ def test_ranks_are_allocated_alike_on_any_number_of_ranks(found, reference) -> N
     for case in ("plain", 0):
         assert torch.equal(torch.cat([found["adalora", case][1][name] for name in names]), expected)
     assert same(found["adalora", "plain"], reference["adalora"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_frozen_layers_in_bfloat16_below_trained_ones_in_float32(found, stage: int) -> None:
+    (gradients, held), (expected, after) = found["mixed", stage], found["mixed", "plain"]
+    assert found["types", stage] == {"trained": {"torch.float32"}, "frozen": {"torch.bfloat16"}}
+    assert distance(held, after) < 1e-5
+    for one, other in zip(gradients, expected, strict=True):
+        assert distance(one, other) < 1e-4
