@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from proof import defined, line, parsed, summary, test_scores
+from proof import defined, line, parsed, small_run, summary, test_scores
 from pydantic import Field
 
 from mtrec_ray.config import Part, Run
@@ -131,36 +131,18 @@ def log(rng: np.random.Generator) -> pa.Table:
 
 def config(folder: Path, seed: int, parts: dict[str, Any]) -> Run:
     """`parts` of the config, or the `weight` of clicks, over what all variants have in common."""
-    common = {
-        "name": "adaptive",
-        "seed": seed,
-        "data": {
-            "logs": str(folder / f"{seed}/log.parquet"),
-            "columns": {"user": "user", "item": "item", "time": "time"},
-            "numbers": [*(f"x{i + 1}" for i in range(COARSE)), *(f"f{i + 1}" for i in range(COPIES))],
-            "prepared_dir": str(folder / f"{seed}/prepared"),
-            "buckets": 4,
-        },
-        "tasks": {
-            "purchase": {"label": "purchase"},
-            "click": {"label": "click", "weight": parts.get("weight", 1.0)},
-        },
-        "history": {"max_events": 0, "max_candidates": 64},
-        "split": {"by": "column", "column": "part"},
-        "features": {"aggregates": [], "time": False, "hidden": [], "dropout": 0.0},
-        "backbone": "none",
-        "towers": {"z_dim": Z, "hidden": [], "dropout": 0.0},
-        "train": {
-            "epochs": EPOCHS,
-            "batch_requests": 8,
-            "patience": None,
-            "metric": "purchase/logloss",
-            "learning_rate": {"adapters": 1e-3, "towers": RATE, "tables": 1e-3},
-        },
-        "engine": {"name": "plain"},
-        "evaluate": {"batch_requests": 32},
-    }
-    return Run.model_validate(common | {name: part for name, part in parts.items() if name != "weight"})
+    return small_run(
+        "adaptive",
+        folder / f"{seed}",
+        seed,
+        data={"numbers": [*(f"x{i + 1}" for i in range(COARSE)), *(f"f{i + 1}" for i in range(COPIES))]},
+        tasks={"purchase": {"label": "purchase"}, "click": {"label": "click", "weight": parts.get("weight", 1.0)}},
+        features={"hidden": []},
+        towers={"z_dim": Z},
+        train={"epochs": EPOCHS, "metric": "purchase/logloss", "learning_rate": {"towers": RATE, "tables": 1e-3}},
+        evaluate={"batch_requests": 32},
+        **{name: part for name, part in parts.items() if name != "weight"},
+    )
 
 
 def conclude(losses: dict[str, list[float]], seeds: list[int]) -> dict[str, Any]:

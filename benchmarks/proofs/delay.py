@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import defined, line, parsed, summary, test_scores
+from proof import defined, line, parsed, small_run, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -95,37 +95,22 @@ def log(rng: np.random.Generator) -> pa.Table:
 
 
 def config(folder: Path, seed: int, task: dict[str, Any]) -> Run:
-    return Run.model_validate(
-        {
-            "name": "delay",
-            "seed": seed,
-            "data": {
-                "logs": str(folder / f"{seed}/log.parquet"),
-                "columns": {"user": "user", "item": "item", "time": "time"},
-                "numbers": ["x1", "x2", "x3"],
-                "categories": ["slow"],
-                "prepared_dir": str(folder / f"{seed}/prepared"),
-                "buckets": 4,
-            },
-            "tasks": {
-                "buy": {"label": "buy", "feedback_time": "bought_at", "window": f"{WINDOW_DAYS}d", **task},
-            },
-            "history": {"max_events": 0, "max_candidates": 64},
-            "split": {
-                "train_until": START + TRAIN_DAYS * DAY,
-                "valid_until": START + (TRAIN_DAYS + VALID_DAYS) * DAY,
-            },
-            "features": {"aggregates": [], "time": False, "hidden": [64], "dropout": 0.0},
-            "backbone": "none",
-            "towers": {"z_dim": 32, "hidden": [32], "dropout": 0.0},
-            "train": {
-                "epochs": 1,
-                "batch_requests": 4,
-                "metric": "buy/auc",
-                "learning_rate": {"adapters": 1e-3, "towers": 4e-3, "tables": 4e-3},
-            },
-            "engine": {"name": "plain"},
-        }
+    train_until = START + TRAIN_DAYS * DAY
+    return small_run(
+        "delay",
+        folder / f"{seed}",
+        seed,
+        data={"numbers": ["x1", "x2", "x3"], "categories": ["slow"]},
+        tasks={"buy": {"label": "buy", "feedback_time": "bought_at", "window": f"{WINDOW_DAYS}d", **task}},
+        split={"by": "time", "column": None, "train_until": train_until, "valid_until": train_until + VALID_DAYS * DAY},
+        towers={"hidden": [32]},
+        train={
+            "epochs": 1,
+            "batch_requests": 4,
+            "patience": 3,
+            "metric": "buy/auc",
+            "learning_rate": {"towers": 4e-3, "tables": 4e-3},
+        },
     )
 
 

@@ -70,6 +70,7 @@ class Place:
         settings = (
             *("backbone.name=nano", "backbone.width=64", "backbone.layers=2", "backbone.heads=4"),
             *("backbone.pretrained=false", f"data.prepared_dir={folder}/prepared", f"seed={seed}"),
+            "features.category_dim=0",  # tables of categories are no parameters, and their rows are stepped one by one
             *("engine.name=plain", "train.batch_requests=8", "train.micro_tokens=1000000", "train.clip_norm=null"),
         )
         run = config_file.load(f"{folder}/sample/config.yaml", settings)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import Trained, by_seed, line, parsed, summary, trained
+from proof import Trained, by_seed, line, parsed, small_run, summary, trained
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -132,47 +132,26 @@ def log(rng: np.random.Generator) -> pa.Table:
 
 def config(place: Path, seed: int, weights: dict[str, float]) -> Run:
     """All runs have all tasks, so that they share the prepared data; those that are not named have no weight."""
-    return Run.model_validate(
-        {
-            "name": "lists",
-            "seed": seed,
-            "data": {
-                "logs": str(place / "log.parquet"),
-                "columns": {"user": "user", "item": "item", "time": "time"},
-                "numbers": ["a", "q", "x"],
-                "categories": ["category"],
-                "prepared_dir": str(place / "prepared"),
-                "buckets": 4,
-            },
-            "tasks": {
-                "click": {"label": "click"},
-                "diversity": {
-                    "kind": "diversity",
-                    "parent": "click",
-                    "params": {"by": "category", "temperature": TEMPERATURE["diversity"]},
-                    "weight": weights.get("diversity", 0.0),
-                },
-                "novelty": {
-                    "kind": "novelty",
-                    "parent": "click",
-                    "params": {"temperature": TEMPERATURE["novelty"]},
-                    "weight": weights.get("novelty", 0.0),
-                },
-            },
-            "history": {"max_events": 0, "max_candidates": 64},
-            "split": {"by": "column", "column": "part"},
-            "features": {"aggregates": ["item"], "time": False, "hidden": [64], "dropout": 0.0},
-            "backbone": "none",
-            "towers": {"z_dim": 32, "hidden": [], "dropout": 0.0},
-            "train": {
-                "epochs": 4,
-                "batch_requests": 32,
-                "patience": None,
-                "metric": "click/auc",
-                "learning_rate": {"adapters": 1e-3, "towers": 3e-3, "tables": 3e-3},
-            },
-            "engine": {"name": "plain"},
-        }
+    objectives = {
+        kind: {"kind": kind, "parent": "click", "params": params, "weight": weights.get(kind, 0.0)}
+        for kind, params in {
+            "diversity": {"by": "category", "temperature": TEMPERATURE["diversity"]},
+            "novelty": {"temperature": TEMPERATURE["novelty"]},
+        }.items()
+    }
+    return small_run(
+        "lists",
+        place,
+        seed,
+        data={"numbers": ["a", "q", "x"], "categories": ["category"]},
+        tasks={"click": {"label": "click"}, **objectives},
+        features={"aggregates": ["item"]},
+        train={
+            "epochs": 4,
+            "batch_requests": 32,
+            "metric": "click/auc",
+            "learning_rate": {"towers": 3e-3, "tables": 3e-3},
+        },
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import Trained, by_seed, line, parsed, summary, trained
+from proof import Trained, by_seed, line, parsed, small_run, summary, trained
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -123,34 +123,21 @@ def config(
     """`limit`: validation AUC of `main` that a guard holds."""
     weights = {"main": 1.0, **dict.fromkeys(BESIDE, 1.0), **(weights or {})}
     learned = [f"{task}/auc" for task, weight in weights.items() if weight > 0]
-    return Run.model_validate(
-        {
-            "name": "negative_transfer",
-            "seed": seed,
-            "data": {
-                "logs": str(place / "log.parquet"),
-                "columns": {"user": "user", "item": "item", "time": "time"},
-                "numbers": [f"x{i + 1}" for i in range(NUMBERS)],
-                "prepared_dir": str(place / "prepared"),
-                "buckets": 4,
-            },
-            "tasks": {task: {"label": task, "weight": weight} for task, weight in weights.items()},
-            "history": {"max_events": 0, "max_candidates": 64},
-            "split": {"by": "column", "column": "part"},
-            "features": {"aggregates": [], "time": False, "hidden": [], "dropout": 0.0},
-            "backbone": "none",
-            "towers": {"z_dim": WIDTH, "hidden": [], "dropout": 0.0, **(towers or {})},
-            "balance": {"conflict": False, **(balance or {})},
-            "train": {
-                "epochs": 6,
-                "batch_requests": 8,
-                "patience": None,
-                "metric": learned,
-                "guards": {"main/auc": {"no_worse_than": limit}} if guarded else {},
-                "learning_rate": {"adapters": 1e-3, "towers": 1e-2, "tables": 1e-2},
-            },
-            "engine": {"name": "plain"},
-        }
+    return small_run(
+        "negative_transfer",
+        place,
+        seed,
+        data={"numbers": [f"x{i + 1}" for i in range(NUMBERS)]},
+        tasks={task: {"label": task, "weight": weight} for task, weight in weights.items()},
+        features={"hidden": []},
+        towers={"z_dim": WIDTH, **(towers or {})},
+        balance={"conflict": False, **(balance or {})},
+        train={
+            "epochs": 6,
+            "metric": learned,
+            "guards": {"main/auc": {"no_worse_than": limit}} if guarded else {},
+            "learning_rate": {"towers": 1e-2, "tables": 1e-2},
+        },
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import defined, line, parsed, summary, test_scores
+from proof import defined, line, parsed, small_run, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -112,34 +112,18 @@ def log(rng: np.random.Generator, pinned: float) -> pa.Table:
 
 
 def config(folder: Path, kind: str, seed: int, position: dict[str, Any]) -> Run:
-    columns = {"user": "user", "item": "item", "time": "time", "position": "place", "propensity": "chance"}
-    return Run.model_validate(
-        {
-            "name": "position",
-            "seed": seed,
-            "data": {
-                "logs": str(folder / f"{kind}-{seed}/log.parquet"),
-                "columns": columns,
-                "numbers": ["u", *(f"x{i + 1}" for i in range(5))],
-                "prepared_dir": str(folder / f"{kind}-{seed}/prepared"),
-                "buckets": 4,
-            },
-            "tasks": {"click": {"label": "click"}},
-            "history": {"max_events": 0, "max_candidates": 64},
-            "split": {"by": "column", "column": "part"},
-            "features": {"aggregates": [], "time": False, "hidden": [64], "dropout": 0.0},
-            "backbone": "none",
-            "towers": {"z_dim": 32, "hidden": [32], "dropout": 0.0},
-            "position": position,
-            "train": {
-                "epochs": 8,
-                "batch_requests": 8,
-                "patience": None,
-                "metric": "click/auc",
-                "learning_rate": {"adapters": 1e-3, "towers": 3e-3, "tables": 2e-2},
-            },
-            "engine": {"name": "plain"},
-        }
+    return small_run(
+        "position",
+        folder / f"{kind}-{seed}",
+        seed,
+        data={
+            "columns": {"position": "place", "propensity": "chance"},
+            "numbers": ["u", *(f"x{i + 1}" for i in range(5))],
+        },
+        tasks={"click": {"label": "click"}},
+        towers={"hidden": [32]},
+        position=position,
+        train={"epochs": 8, "metric": "click/auc", "learning_rate": {"towers": 3e-3, "tables": 2e-2}},
     )
 
 

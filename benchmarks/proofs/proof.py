@@ -52,6 +52,39 @@ def by_seed(measured: Callable[[int, Path], Found], seeds: Sequence[int]) -> lis
             return list(processes.map(measured, seeds, folders))
 
 
+def small_run(name: str, folder: Path, seed: int, **parts: Any) -> Run:
+    """A run without a language model, history and aggregates on `log.parquet` of a folder, in which the prepared data
+    is kept, too; `parts` of the config go over it, key by key."""
+    common = {
+        "name": name,
+        "seed": seed,
+        "data": {
+            "logs": str(folder / "log.parquet"),
+            "columns": {"user": "user", "item": "item", "time": "time"},
+            "prepared_dir": str(folder / "prepared"),
+            "buckets": 4,
+        },
+        "history": {"max_events": 0, "max_candidates": 64},
+        "split": {"by": "column", "column": "part"},
+        "features": {"aggregates": [], "time": False, "hidden": [64], "dropout": 0.0},
+        "backbone": "none",
+        "towers": {"z_dim": 32, "hidden": [], "dropout": 0.0},
+        "train": {"batch_requests": 8, "patience": None, "learning_rate": {"adapters": 1e-3}},
+        "engine": {"name": "plain"},
+    }
+    return Run.model_validate(_laid_over(common, parts))
+
+
+def _laid_over(common: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {
+        key: _laid_over(common[key], part)
+        if isinstance(part, Mapping) and isinstance(common.get(key), Mapping)
+        else part
+        for key, part in parts.items()
+    }
+    return {**common, **merged}
+
+
 class Trained(NamedTuple):
     """What came of a training."""
 

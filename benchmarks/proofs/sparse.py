@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from proof import by_seed, line, parsed, summary, test_scores
+from proof import by_seed, line, parsed, small_run, summary, test_scores
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.prepare import prepare
@@ -111,33 +111,15 @@ def intercept(logit: np.ndarray, rate: float) -> float:
 
 def config(place: Path, seed: int, chosen_by: str, weights: dict[str, float]) -> Run:
     """All runs have all tasks, so that they share the prepared data; those that are not named have no weight."""
-    return Run.model_validate(
-        {
-            "name": "sparse",
-            "seed": seed,
-            "data": {
-                "logs": str(place / "log.parquet"),
-                "columns": {"user": "user", "item": "item", "time": "time"},
-                "numbers": ["u", *(f"x{i + 1}" for i in range(4))],
-                "prepared_dir": str(place / "prepared"),
-                "buckets": 4,
-            },
-            "tasks": {task: {"label": task, "weight": weights.get(task, 0.0)} for task in TASKS},
-            "history": {"max_events": 0, "max_candidates": 64},
-            "split": {"by": "column", "column": "part"},
-            "features": {"item_dim": 8, "aggregates": [], "time": False, "hidden": [64], "dropout": 0.0},
-            "backbone": "none",
-            "towers": {"z_dim": 32, "hidden": [], "dropout": 0.0},
-            "balance": {"conflict": False},
-            "train": {
-                "epochs": 5,
-                "batch_requests": 8,
-                "patience": None,
-                "metric": f"{chosen_by}/auc",
-                "learning_rate": {"adapters": 1e-3, "towers": 3e-3, "tables": 1e-2},
-            },
-            "engine": {"name": "plain"},
-        }
+    return small_run(
+        "sparse",
+        place,
+        seed,
+        data={"numbers": ["u", *(f"x{i + 1}" for i in range(4))]},
+        tasks={task: {"label": task, "weight": weights.get(task, 0.0)} for task in TASKS},
+        features={"item_dim": 8},
+        balance={"conflict": False},
+        train={"epochs": 5, "metric": f"{chosen_by}/auc", "learning_rate": {"towers": 3e-3, "tables": 1e-2}},
     )
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from mtrec_ray.data.filesystem import write_table_atomic
+from mtrec_ray.data.reading.log_files import FileNumbers
 from mtrec_ray.data.reading.logs import ROW_BITS
 from mtrec_ray.data.sample.population import Array
 from mtrec_ray.data.sample.scenario import HOUR
@@ -18,25 +19,25 @@ PART_ROWS = 1_000_000
 class Partitions:
     """Writes tables whose rows are ordered by `time`, each table later than the one before.
 
-    The files' paths ascend in the order of writing, so `row_ids` knows what the reader will call the rows, if no other
-    file comes before these.
+    The files' paths ascend in the order of writing, in which the reader numbers them.
     """
 
     def __init__(self, fs: pafs.FileSystem, folder: str) -> None:
         self.fs, self.folder = fs, folder
-        self.files = self.rows = 0
+        self.rows = 0
+        self._numbers = FileNumbers()
 
     def write(self, table: pa.Table) -> Array:
-        """The rows' ids [N], as `data.reading.logs` numbers them."""
+        """The rows' ids [N], as prepared data has them."""
         hour = table.column("time").to_numpy() // HOUR
         edges = np.flatnonzero(np.diff(hour)) + 1
         ids = [np.zeros(0, np.int64)]
         for first, stop in zip([0, *edges], [*edges, len(hour)], strict=True):
             for part, start in enumerate(range(first, stop, PART_ROWS)):
                 rows = table.slice(start, min(PART_ROWS, stop - start))
-                write_table_atomic(self.fs, f"{self.folder}/{_place(int(hour[first]))}/part-{part:05d}.parquet", rows)
-                ids.append((self.files << ROW_BITS) + 1 + np.arange(rows.num_rows))
-                self.files += 1
+                name = f"{_place(int(hour[first]))}/part-{part:05d}.parquet"
+                write_table_atomic(self.fs, f"{self.folder}/{name}", rows)
+                ids.append((self._numbers.next(name) << ROW_BITS) + 1 + np.arange(rows.num_rows))
         self.rows += table.num_rows
         return np.concatenate(ids)
 

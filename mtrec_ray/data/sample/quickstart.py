@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import open_atomic, open_fs, write_atomic
+from mtrec_ray.data.reading.log_files import FileNumbers
 from mtrec_ray.data.reading.logs import ROW_BITS
 from mtrec_ray.data.sample.clearing import clear
 from mtrec_ray.data.sample.words import NOISE, STYLES, TOPICS
@@ -129,7 +130,7 @@ def write_sample(
 ) -> SampleSummary:
     """Writes `logs/part-*.parquet` (one per range of days), `items.parquet`, `config.yaml` and `truth/part-*.parquet`.
 
-    The truth is kept apart from the logs: `row_id` as `data.reading.logs` numbers the rows, and `click`, its
+    The truth is kept apart from the logs: `row_id` as prepared data has it, and `click`, its
     probability.
 
     Args:
@@ -147,7 +148,7 @@ def write_sample(
     fs, root = open_fs(folder)
     clear(fs, root, folder)
     catalogue = _write_items(fs, f"{root}/items.parquet", seed, items)
-    tally = _Tally()
+    tally, numbers = _Tally(), FileNumbers()
     for shard in range(shards):
         span = (days * shard // shards, days * (shard + 1) // shards)
         rate = requests_per_user * (span[1] - span[0]) / days
@@ -155,7 +156,7 @@ def write_sample(
             _impressions(np.random.default_rng([seed, 2, shard, block]), catalogue, group, rate, span, days)
             for block, group in enumerate(_user_blocks(seed, users))
         )
-        _write_shard(fs, root, shard, blocks, tally)
+        _write_shard(fs, root, shard, numbers, blocks, tally)
     write_atomic(fs, f"{root}/config.yaml", _CONFIG.format(folder=folder.rstrip("/")).encode())
     rates = {name: ones / max(1, observed) for name, (ones, observed) in tally.seen.items()}
     return SampleSummary(folder, tally.rows, tally.requests, users, items, rates, tally.auc())
@@ -303,9 +304,15 @@ def _choose_items(rng: np.random.Generator, items: _Items, taste: np.ndarray) ->
 
 
 def _write_shard(
-    fs: pafs.FileSystem, root: str, shard: int, blocks: Iterator[tuple[pa.Table, np.ndarray]], tally: _Tally
+    fs: pafs.FileSystem,
+    root: str,
+    shard: int,
+    numbers: FileNumbers,
+    blocks: Iterator[tuple[pa.Table, np.ndarray]],
+    tally: _Tally,
 ) -> None:
     name = f"part-{shard:05d}.parquet"
+    number = numbers.next(name)
     rows = requests = 0
     with (
         open_atomic(fs, f"{root}/logs/{name}") as log_stream,
@@ -317,7 +324,7 @@ def _write_shard(
             local = log.column("request_id").to_numpy()
             numbered = log.set_column(0, _LOG_SCHEMA.field(0), pa.array((shard << 32) + requests + local))
             log_writer.write_table(numbered)
-            ids = (shard << ROW_BITS) + rows + 1 + np.arange(log.num_rows)
+            ids = (number << ROW_BITS) + rows + 1 + np.arange(log.num_rows)
             truth_writer.write_table(pa.table([ids, truth], schema=_TRUTH_SCHEMA))
             tally.add(numbered, truth)
             rows += log.num_rows

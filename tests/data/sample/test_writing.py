@@ -59,7 +59,7 @@ def test_the_truth_is_by_row_id_and_apart_from_the_logs(shop):
     folder, _ = shop
     run = config_file.load(folder / "run.yaml")
     files = find_files(run.data)
-    tables = [batch.table for i, file in enumerate(files) for batch in read_events(file, i, run)]
+    tables = [batch.table for file in files for batch in read_events(file, file.number, run)]
     truth = pq.read_table(folder / "truth.parquet")
     assert np.concatenate([t["row_id"].to_numpy() for t in tables]).tolist() == truth["row_id"].to_pylist()
     clicks = np.concatenate([t["label.click"].to_numpy() for t in tables])

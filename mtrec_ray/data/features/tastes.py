@@ -1,0 +1,88 @@
+"""What a user would make of the candidate, judging by its values of a category: a regression of one's own.
+
+Each user's residuals (label - the item's fitted mean) are regressed on the factors of the earlier items, by ridge
+regression, with a level of the user's own beside the factors. The factors come from all users (`value_factors`), so
+values that the same users like count for one another, and items that are new have factors as soon as their values are
+known. This is the user's half of a factor model with the items' half given, "folding in", and the mean of a linear
+Gaussian model's posterior; what is pooled by likeness (`similarity`) counts ten like events ten times, a regression
+knows that they say the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtrec_ray.data.features.running import SESSION_US, Asked, Past
+from mtrec_ray.data.features.signals import Signal
+from mtrec_ray.data.features.statistics import Statistics
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_LEVEL_WEIGHT, _TASTE_WEIGHT, _HOUR_WEIGHT = 2.0, 5.0, 20.0
+"""Labels as by which the level, the taste, and the difference between the last hour's and both are drawn towards 0."""
+_BLOCK = 512
+
+
+def taste_features(
+    column: str, past: Past, asked: Asked, statistics: Statistics, signals: Sequence[Signal], chosen: list[int]
+) -> dict[str, Array]:
+    """Of each signal the expected residual: by all events, and with the last hour's drawn towards that; and how little
+    is known of the candidate's like."""
+    factors, name = statistics.tastes[column], f"taste {column}"
+    mine, theirs = _rows(factors, asked.categories[column]), _rows(factors, past.categories[column])
+    known = np.eye(mine.shape[1]) * _TASTE_WEIGHT
+    known[0, 0] = _LEVEL_WEIGHT
+    recent = np.eye(mine.shape[1]) * _HOUR_WEIGHT
+    begin = np.searchsorted(past.time, asked.time - asked.lag - SESSION_US, side="left")
+    ends, of_candidate = np.unique(np.stack([np.minimum(begin, asked.end), asked.end]), axis=1, return_inverse=True)
+    of_candidate = of_candidate.ravel()
+    residual = past.residual(statistics)
+    found = {part: np.zeros((len(mine), len(signals))) for part in ("residual", "hour", "unknown")}
+    for group in _alike(past.weight, chosen):
+        (seen_then, seen), (liked_then, liked) = _sums(theirs, past.weight[:, group[0]], residual[:, group], ends)
+        mean = np.linalg.solve(seen + known, liked)
+        late = np.linalg.solve(seen - seen_then + recent, liked - liked_then - (seen - seen_then) @ mean)
+        spread = np.linalg.solve((seen + known)[of_candidate], mine[:, :, None])[:, :, 0]
+        found["residual"][:, group] = np.einsum("cd,cds->cs", mine, mean[of_candidate])
+        found["hour"][:, group] = np.einsum("cd,cds->cs", mine, late[of_candidate])
+        found["unknown"][:, group] = (mine * spread).sum(axis=1)[:, None]
+    return {f"{name}.{signals[s].name}.{part}": values[:, s] for s in chosen for part, values in found.items()}
+
+
+def _rows(factors: Array, codes: Array) -> Array:
+    """float64 [N, 1 + d]: 1, and the unit mean of the values' factors (zeros without any)."""
+    vectors = (factors[np.maximum(codes, 0)] * (codes > 0)[:, :, None]).sum(axis=1, dtype=np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.concatenate([np.ones((len(codes), 1)), vectors], axis=1)
+
+
+def _alike(weight: Array, chosen: list[int]) -> list[list[int]]:
+    """The signals in groups that have the same denominators."""
+    groups: list[list[int]] = []
+    for s in chosen:
+        same = next((group for group in groups if np.array_equal(weight[:, group[0]], weight[:, s])), None)
+        if same is None:
+            groups.append([s])
+        else:
+            same.append(s)
+    return groups
+
+
+def _sums(rows: Array, weight: Array, residual: Array, ends: Array) -> tuple[Array, Array]:
+    """Over the first `ends` [2, n] events: sums of weight x x', float64 [2, n, d, d], and of x residual', [2, n, d, s].
+
+    Blockwise, so that only the asked prefixes are held.
+    """
+    width = rows.shape[1]
+    squares = np.zeros((*ends.shape, width, width))
+    products = np.zeros((*ends.shape, width, residual.shape[1]))
+    square, product = np.zeros((width, width)), np.zeros((width, residual.shape[1]))
+    for first in range(0, len(rows), _BLOCK):
+        x, w, r = (a[first : first + _BLOCK] for a in (rows, weight, residual))
+        upto_square = square + np.cumsum(w[:, None, None] * x[:, :, None] * x[:, None, :], axis=0)
+        upto_product = product + np.cumsum(x[:, :, None] * r[:, None, :], axis=0)
+        here = (ends > first) & (ends <= first + len(x))
+        squares[here], products[here] = upto_square[ends[here] - first - 1], upto_product[ends[here] - first - 1]
+        square, product = upto_square[-1], upto_product[-1]
+    return squares, products

@@ -1,0 +1,151 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mtrec_ray.data.features import tastes
+from mtrec_ray.data.features.aggregates import compute, declared, feature_names, parse
+from mtrec_ray.data.features.running import Asked, Past
+from mtrec_ray.data.features.signals import Signal
+from mtrec_ray.data.features.statistics import Interactions, Statistics, value_factors
+from tests.data.by_hand import SECOND, config
+
+ITEMS = {"path": "items.csv", "key": "item", "text": "{words}", "categories": [{"column": "words", "separator": " "}]}
+TASKS = {
+    "like": {"label": "like", "feedback_delay": 0},
+    "buy": {"label": "buy", "feedback_delay": 0},
+    "stars": {"kind": "regression", "label": "stars", "feedback_delay": 0},
+}
+SIGNALS = [Signal(name, name, s, None, name != "stars", False) for s, name in enumerate(TASKS)]
+EVENTS, CANDIDATES, VALUES, DIM = 30, 9, 7, 3
+
+
+@pytest.fixture(name="user")
+def _user():
+    """Past, candidates and statistics of a user over some hours; `like` and `buy` are known of different events."""
+    rng = np.random.default_rng(0)
+    time = np.sort(rng.integers(0, 4 * 3600, EVENTS)) * SECOND
+    weight = (rng.random((EVENTS, 3)) < [0.9, 0.5, 0.9]).astype(float)
+    weight[:, 2] = weight[:, 0]
+    value = weight * np.stack([*rng.integers(0, 2, (2, EVENTS)), rng.integers(1, 6, EVENTS)], axis=1)
+    words = rng.integers(-1, VALUES, (EVENTS + CANDIDATES, 3))
+    item = rng.integers(0, 4, EVENTS + CANDIDATES)
+    past = Past(time, item[:EVENTS], item[:EVENTS], value, weight, {"words": words[:EVENTS]}, {})
+    asked_time = np.sort(rng.integers(0, 5 * 3600, CANDIDATES)) * SECOND
+    end = np.searchsorted(time, asked_time)
+    asked = Asked(asked_time, end, item[EVENTS:], item[EVENTS:], 0, {"words": words[EVENTS:]}, {})
+    fitted = Statistics(
+        prior=np.array([0.5, 0.2, 3.0]),
+        spread=np.ones(3),
+        shown=np.ones(4),
+        count=np.ones((4, 3)),
+        mean=rng.random((4, 3)),
+        std=np.ones((4, 3)),
+        categories={"words": np.zeros((VALUES, 3))},
+        factors={},
+        scales={},
+        tastes={"words": rng.normal(size=(VALUES, DIM)).astype(np.float32)},
+    )
+    return past, asked, fitted
+
+
+def row(fitted, codes):
+    """[1, unit mean of the factors of the known values]"""
+    vector = sum((fitted.tastes["words"][code] for code in codes if code > 0), np.zeros(DIM))
+    return np.array([1.0, *(vector / max(np.linalg.norm(vector), 1e-12))])
+
+
+def of_run():
+    run = config(data__items=ITEMS, tasks=TASKS, features__aggregates=["taste words"])
+    return declared(run)
+
+
+def test_it_is_a_ridge_regression_of_the_visible_residuals(user):
+    past, asked, fitted = user
+    features = compute(of_run(), past, asked, fitted, SIGNALS)
+    assert 0 < asked.end.min() < asked.end.max()
+    for c, end in enumerate(asked.end):
+        x = np.array([row(fitted, codes) for codes in past.categories["words"][:end]])
+        q = row(fitted, asked.categories["words"][c])
+        for s, signal in enumerate(SIGNALS):
+            w = past.weight[:end, s]
+            r = past.value[:end, s] - w * fitted.mean[past.item[:end], s]
+            inverse = np.linalg.inv(x.T @ np.diag(w) @ x + np.diag([2.0, 5.0, 5.0, 5.0]))
+            beta = inverse @ x.T @ r
+            late = past.time[:end] >= asked.time[c] - 3600 * SECOND
+            left = x[late].T @ (r - w * (x @ beta))[late]
+            hour = np.linalg.inv(x[late].T @ np.diag(w[late]) @ x[late] + 20 * np.eye(4)) @ left
+            expected = {"residual": q @ beta, "hour": q @ hour, "unknown": q @ inverse @ q}
+            found = {part: features[f"taste words.{signal.name}.{part}"][c] for part in expected}
+            assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_blocks_of_events_change_nothing(user, monkeypatch):
+    whole = compute(of_run(), *user, SIGNALS)
+    monkeypatch.setattr(tastes, "_BLOCK", 4)
+    parts = compute(of_run(), *user, SIGNALS)
+    assert all(np.allclose(whole[name], parts[name], rtol=0, atol=1e-12) for name in whole)
+
+
+def test_what_a_candidate_may_not_know_changes_nothing(user):
+    past, asked, fitted = user
+    one = dataclasses.replace(
+        asked,
+        **{name: getattr(asked, name)[:3] for name in ("time", "end", "item", "identity")},
+        categories={"words": asked.categories["words"][:3]},
+    )
+    seen = compute(of_run(), past.first(int(one.end.max())), one, fitted, SIGNALS)
+    later = dataclasses.replace(past, value=past.value + (np.arange(EVENTS) >= one.end.max())[:, None])
+    for name, values in compute(of_run(), later, one, fitted, SIGNALS).items():
+        assert values.tolist() == seen[name].tolist()
+
+
+def test_names_do_not_depend_on_the_rows_and_a_newcomer_has_no_taste(user):
+    past, asked, fitted = user
+    names = feature_names(of_run(), SIGNALS, ["words"])
+    assert list(compute(of_run(), past, asked, fitted, SIGNALS)) == names
+    newcomer = dataclasses.replace(asked, end=np.zeros(CANDIDATES, int))
+    features = compute(of_run(), past.first(0), newcomer, fitted, SIGNALS)
+    assert list(features) == names
+    assert not features["taste words.like.residual"].any()
+    assert (features["taste words.like.unknown"] > 0).all()
+    assert parse("taste words : like", config(data__items=ITEMS, tasks=TASKS)).tasks == ("like",)
+
+
+def planted():
+    """Each item has one of the values 1 to 40, of which half of the users like 1 to 20, and one of 41 to 44."""
+    rng = np.random.default_rng(1)
+    user = np.repeat(np.arange(300), 40)
+    topic, noise = rng.integers(1, 41, len(user)), rng.integers(41, 45, len(user))
+    likes = (topic <= 20) == (user % 2 == 0)
+    label = np.where(rng.random(len(user)) < 0.1, np.nan, rng.random(len(user)) < 0.2 + 0.6 * likes)
+    codes = {"words": np.stack([topic, noise], axis=1)}
+    return Interactions(user, np.zeros(len(user), int), user % 5, label[:, None], codes)
+
+
+def factors_of(rows, left_out):
+    return value_factors(rows, rows.fold != left_out, "words", 45, np.array([[0.5]]), np.array([0.5]))
+
+
+def test_values_that_the_same_users_like_have_like_factors():
+    factors = factors_of(planted(), 0)
+    length = np.linalg.norm(factors, axis=1)
+    cosine = (factors @ factors.T) / np.maximum(np.outer(length, length), 1e-12)
+    assert cosine[1:21, 1:21].min() > 0.9
+    assert cosine[21:41, 21:41].min() > 0.9
+    assert cosine[1:21, 21:41].max() < -0.9
+    assert length[41:].max() < 0.3 * length[1:41].min()
+    assert length[0] < 1e-9
+
+
+def test_where_nobody_likes_anything_in_particular_there_are_no_factors():
+    rows = planted()
+    drawn = np.random.default_rng(2).random(rows.values.shape)
+    assert not factors_of(dataclasses.replace(rows, values=(drawn < 0.5).astype(float)), 0).any()
+
+
+def test_the_fold_that_is_left_out_has_no_part_in_the_factors():
+    rows = planted()
+    changed = dataclasses.replace(rows, values=np.where((rows.fold == 1)[:, None], 1 - rows.values, rows.values))
+    assert np.array_equal(factors_of(rows, 1), factors_of(changed, 1))
+    assert not np.array_equal(factors_of(rows, 0), factors_of(changed, 0))
