@@ -67,12 +67,12 @@ def sample(
         str,
         typer.Option(help="ecommerce, ads, video, music, news, social, item_to_item; quickstart is the smallest."),
     ] = "quickstart",
-    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 2000,
-    items: Annotated[int, typer.Option(min=1, help="Number of items.")] = 500,
-    days: Annotated[int, typer.Option(min=1, help="Days that the logs span.")] = 30,
+    users: Annotated[int, typer.Option(min=1, max=10**9, help="Number of users.")] = 2000,
+    items: Annotated[int, typer.Option(min=1, max=10**8, help="Number of items.")] = 500,
+    days: Annotated[int, typer.Option(min=1, max=20_000, help="Days that the logs span.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="quickstart: Parquet files, one per range of days; 8 by default.")
+        int | None, typer.Option(min=1, help="quickstart: Parquet files, one per range of days; at most 8 by default.")
     ] = None,
     feedback_files: Annotated[
         bool, typer.Option("--feedback-files", help="Feedback in files of its own, with the impression's id.")
@@ -102,7 +102,7 @@ def sample(
     if scenario == QUICKSTART_SCENARIO:
         if feedback_files or bots or worth:
             raise ConfigError("--feedback-files, --bots and --worth belong to a scenario; add --scenario ecommerce.")
-        summary = write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards or 8)
+        summary = write_sample(folder, seed=seed, users=users, items=items, days=days, shards=shards or min(8, days))
         say(f"sample: {summary.rows:,} rows; the true click probabilities have AUC {summary.oracle_auc:.3f}")
         print(f"{folder.rstrip('/')}/config.yaml")
         return
@@ -196,21 +196,31 @@ def prepare(
     config: ConfigArgument = None,
     config_option: ConfigOption = None,
     overrides: Overrides = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Then delete the pieces that no prepared folder refers to.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Read the logs and write encoded requests; the same inputs and settings are prepared only once.
 
+    Of new or changed files only what they change is prepared. --prune deletes what only deleted prepared folders used.
+
     \b
     Examples:
       mtrec prepare run.yaml
+      mtrec prepare run.yaml --prune
       ray job submit --working-dir . -- python jobs/prepare.py run.yaml
     """
     run = _load(config, config_option, overrides, verbose)
     from mtrec_ray.data.prepare import prepare
+    from mtrec_ray.data.preparing import prune as pruning
     from mtrec_ray.launch.session import ray_session
 
     with ray_session(run.cluster):
         print(prepare(run).path)
+    if prune:
+        deleted, kept = pruning.prune(run.data.prepared_dir)
+        say(f"{deleted} pieces that no prepared folder refers to were deleted, {kept} stay")
 
 
 @app.command()

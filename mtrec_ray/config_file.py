@@ -17,6 +17,9 @@ from mtrec_ray.config import RESOLVED, Run
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.registry import suggest
 
+_LONGEST = 200
+"""Characters of a value in a message."""
+
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML without silent overwriting: a key given twice is an error."""
@@ -110,7 +113,7 @@ def dump(run: Run) -> str:
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers and nestings beyond Python's
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -124,7 +127,9 @@ def _explain(mistake: Any) -> str:
         return f"'{dotted}' is required."
     if mistake["type"] == "value_error":
         return f"{dotted + ': ' if dotted else ''}{mistake['ctx']['error']}."
-    return f"'{dotted}' is {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."
+    found = repr(mistake["input"])
+    found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]} ..."
+    return f"'{dotted}' is {found}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."
 
 
 def _known_keys(path: list[str]) -> list[str]:

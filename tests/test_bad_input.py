@@ -10,7 +10,6 @@ import os
 import sys
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ import pytest
 
 from mtrec_ray import cli
 from mtrec_ray.data import prepare as prepare_module
-from mtrec_ray.data.manifest import SPLITS
+from mtrec_ray.data.filesystem import path_in
 from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.launch import session
 
 CONFIG = """name: tiny
@@ -96,8 +96,8 @@ def refused(mtrec):
 
 
 def requests(folder: str) -> list[dict[str, Any]]:
-    paths = [path for path in Path(folder).glob("*/part-*.parquet") if path.parent.name in SPLITS]
-    return [row for path in paths if "lengths" not in path.name for row in pq.read_table(path).to_pylist()]
+    paths = [path_in(folder, shard.path) for shards in load_manifest(folder).shards.values() for shard in shards]
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 def write(text: str | bytes, name: str = "log.csv") -> None:
@@ -230,7 +230,9 @@ def test_users_without_history_are_prepared(prepared):
 def test_texts_longer_than_the_window_are_cut_counted_and_shown(prepared):
     write("item,title\n" + "".join(f"i{i},{'word ' * 50}\n" for i in range(6)), "items.csv")
     folder, said = prepared(NANO, "history.event_tokens=7", "history.candidate_tokens=5")
-    assert "80 events and 40 candidates have texts longer than history.event_tokens or history.candidate_tokens" in said
+    events = sum(len(row["history_ends"]) for row in requests(folder))
+    assert events > 40
+    assert f"{events} events in histories and 40 candidates have texts longer than history.event_tokens or" in said
     for row in requests(folder):
         assert np.diff(row["candidate_ends"], prepend=0).tolist() == [5] * len(row["item"])
         assert max(np.diff(row["history_ends"], prepend=0), default=0) <= 7

@@ -43,7 +43,8 @@ def _lines(time: OverTime, series: dict[str, np.ndarray], label: str) -> Callabl
         for n, (name, values) in enumerate(series.items()):
             axes.plot(time.starts, values, color=COLOURS[n % SERIES], label=name, marker=marker, markersize=3.5)
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=min(0, np.nanmin([np.nanmin(values) for values in series.values()])))
+        drawn = np.concatenate([values[~np.isnan(values)] for values in series.values()])
+        axes.set_ylim(bottom=drawn.min(initial=0))
         axes.tick_params(axis="x", rotation=30)
         if len(series) > 1:
             axes.legend()

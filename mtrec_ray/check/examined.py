@@ -14,6 +14,7 @@ from mtrec_ray.check.reading import MOST_ROWS, LogRead, read_log
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import Tables, read_tables
 from mtrec_ray.data.reading.events import ROW_BITS
+from mtrec_ray.data.reading.vectors import with_sizes
 from mtrec_ray.data.requests.attribution import log_end
 from mtrec_ray.data.requests.bucket import Bucket, IdOrder, build_bucket, candidate_keys
 from mtrec_ray.data.requests.ids import order_keys
@@ -141,7 +142,7 @@ def examine(run: Run, unused: frozenset[str] = frozenset(), most_rows: int = MOS
         DataError: logs or tables that cannot be used, or too few candidates to split.
         ConfigError: settings that contradict the logs or each other.
     """
-    tables = read_tables(run)
+    run, tables = with_sizes(run), read_tables(run)
     read = read_log(run, most_rows)
     rows = from_table(read.of_users, run, read.ids.items)
     candidates = find_candidates(rows, run)

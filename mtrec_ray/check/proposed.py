@@ -70,7 +70,7 @@ def _named(run: Run) -> set[str]:
     """Columns of the log that the config names in any part."""
     named = {column for column in run.data.columns.model_dump().values() if column is not None}
     named |= {number.column for number in run.data.numbers} | {category.column for category in run.data.categories}
-    named |= set(run.data.unique_by)
+    named |= set(run.data.unique_by) | {vector.column for vector in run.data.vectors}
     if run.split.column is not None:
         named.add(run.split.column)
     for task in run.tasks.values():

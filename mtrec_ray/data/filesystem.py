@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ class FoundFile:
     path: str
     size: int
     mtime_ns: int
+    name: str = ""
+    """Its path below what was asked for, which is the same wherever that lies"""
 
 
 def is_url(path: str) -> bool:
@@ -34,8 +37,10 @@ def open_fs(path_or_url: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a local path or URL (`s3://`, `gs://`, `hdfs://`, `file://` ...), and the path inside it.
 
     Raises:
-        DataError: a URL that pyarrow cannot open.
+        DataError: a URL that pyarrow cannot open, or a path that no file system can have.
     """
+    if "\0" in path_or_url:
+        raise DataError(f"{path_or_url!r} is no path: it holds a zero byte. Write it again by hand.")
     if not is_url(path_or_url):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path_or_url))
     try:
@@ -46,7 +51,11 @@ def open_fs(path_or_url: str) -> tuple[pafs.FileSystem, str]:
 
 
 def unreachable(path: str, error: Exception) -> DataError:
-    """The one message for a file system that does not answer."""
+    """The one message for a file system that does not answer, or refuses."""
+    if isinstance(error, PermissionError):
+        return DataError(
+            f"'{path}' may not be read by this user: permission denied. Change its permissions, or leave it out."
+        )
     return DataError(
         f"Cannot open '{path}': {_first_line(error)}. Check the address, the credentials "
         "(as environment variables on every node) and the network."
@@ -56,9 +65,9 @@ def unreachable(path: str, error: Exception) -> DataError:
 def find(path_or_url: str, enter: Callable[[str], bool] | None = None) -> list[FoundFile]:
     """The file itself, every file below a folder, or the files that match a glob (`*`, `**`, `[...]`), sorted.
 
-    Files and folders below it whose name starts with `_` or `.` are left out, as Hadoop and Spark mean it.
-    Nothing there gives an empty list. With `enter`, which is asked of the name of each folder, folders are listed one
-    by one, and nothing is listed below those that it refuses.
+    Files and folders below it whose name starts with `_` or `.` are left out, as Hadoop and Spark mean it, and so are
+    links to a folder that they lie in, of which there would be no end. Nothing there gives an empty list. With `enter`,
+    which is asked of the name of each folder, nothing is listed below those that it refuses.
     """
     base, pattern = _split_glob(path_or_url)
     fs, root = open_fs(base)
@@ -67,7 +76,12 @@ def find(path_or_url: str, enter: Callable[[str], bool] | None = None) -> list[F
         if info.type == pafs.FileType.File:
             infos = [info]
         elif info.type == pafs.FileType.Directory:
-            infos = list(_walk(fs, root, enter)) if enter else fs.get_file_info(pafs.FileSelector(root, recursive=True))
+            one_by_one = enter is not None or fs.type_name == "local"  # which alone has links
+            infos = (
+                list(_walk(fs, root, enter))
+                if one_by_one
+                else fs.get_file_info(pafs.FileSelector(root, recursive=True))
+            )
         else:
             return []
     except (pa.ArrowException, OSError) as error:
@@ -78,16 +92,42 @@ def find(path_or_url: str, enter: Callable[[str], bool] | None = None) -> list[F
         inside = info.path[len(root) :].lstrip("/")
         hidden = any(part[0] in "_." for part in inside.split("/") if part)
         if info.type == pafs.FileType.File and not hidden and (pattern is None or pattern.fullmatch(inside)):
-            found.append(FoundFile(head + info.path + tail, info.size, info.mtime_ns or 0))
+            name = inside or posixpath.basename(info.path)
+            found.append(FoundFile(head + info.path + tail, info.size, info.mtime_ns or 0, name))
     return sorted(found, key=lambda file: file.path)
 
 
-def _walk(fs: pafs.FileSystem, folder: str, enter: Callable[[str], bool]) -> Iterator[pafs.FileInfo]:
+def path_in(root: str, path: str) -> str:
+    """A path that is given relative to a folder. `..` is resolved here, for object stores know no such folder."""
+    return posixpath.normpath(posixpath.join(root, path))
+
+
+def _walk(
+    fs: pafs.FileSystem, folder: str, enter: Callable[[str], bool] | None, above: tuple[str, ...] = ()
+) -> Iterator[pafs.FileInfo]:
+    """`above`: the real paths of the folders that this one was reached through."""
+    if fs.type_name == "local":
+        if (real := os.path.realpath(folder)) in above:
+            return
+        above = (*above, real)
     for info in sorted(fs.get_file_info(pafs.FileSelector(folder)), key=lambda info: info.path):
         if info.type != pafs.FileType.Directory:
             yield info
-        elif info.base_name[0] not in "_." and enter(info.base_name):
-            yield from _walk(fs, info.path, enter)
+        elif info.base_name[0] not in "_." and (enter is None or enter(info.base_name)):
+            yield from _walk(fs, info.path, enter, above)
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turns what a file system says of writes to `path` in this block, as that a disk is full, into a `DataError`."""
+    try:
+        yield
+    except OSError as error:
+        said = os.strerror(error.errno) if error.errno else _first_line(error)
+        raise DataError(
+            f"Cannot write '{path}': {said}. Make room, let this user write there, or choose another place "
+            "(data.prepared_dir, cluster.storage, or the folder that was given)."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -95,7 +135,15 @@ def open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """A stream whose bytes appear under `path` all at once, when the block ends without an error.
 
     Object stores publish an upload only when it is closed; elsewhere a neighbour is written and moved.
+
+    Raises:
+        DataError: `path` cannot be written.
     """
+    with writing(path):
+        yield from _open_atomic(fs, path)
+
+
+def _open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     if fs.type_name in _OBJECT_STORES:
         with fs.open_output_stream(path) as stream:
             yield stream
@@ -134,7 +182,12 @@ def _split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
     if first is None:
         return path, None
     base = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
-    return base, re.compile(_glob_regex("/".join(parts[first:])))
+    try:
+        return base, re.compile(_glob_regex("/".join(parts[first:])))
+    except re.error as error:
+        raise DataError(
+            f"'{path}' is no glob ({error}); write `[...]` around the characters that one may be."
+        ) from None
 
 
 def _glob_regex(pattern: str) -> str:

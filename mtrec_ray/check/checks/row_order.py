@@ -37,6 +37,8 @@ def row_order(log: Examined) -> Iterator[Finding]:
     for task in log.tasks:
         label = log.positive(task)
         seen = ~np.isnan(label)
+        if not seen.any():
+            continue
         time = clustered_auc(label[seen], view.time[seen].astype(np.float64), view.user[seen])
         drift = 0.5 if time is None else either_way(time.value)
         for order in _orders(log, label):

@@ -5,6 +5,7 @@ Raw columns are what the formats give: all text in CSV, JSON's types in JSONL, a
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -24,9 +25,9 @@ def as_text(column: pa.ChunkedArray, what: str) -> pa.Array:
     """Text of each cell, null where empty. A float that is a whole number is written as one: 12.0 is `12`.
 
     Raises:
-        DataError: the column holds lists or records.
+        DataError: the column holds lists or records, or what cannot be written as text.
     """
-    array = _flat(column)
+    array = flat(column)
     if pa.types.is_nested(array.type):
         raise DataError(f"{what} holds {array.type}; expected one value per row. Flatten it first.")
     if pa.types.is_floating(array.type):
@@ -34,13 +35,16 @@ def as_text(column: pa.ChunkedArray, what: str) -> pa.Array:
         whole = np.isnan(floats) | ((np.floor(floats) == floats) & (np.abs(floats) < 2**53))
         if whole.all():
             array = pa.array(np.nan_to_num(floats).astype(np.int64), mask=np.isnan(floats))
-    text = array.cast(pa.string())
+    try:
+        text = array.cast(pa.string())
+    except pa.ArrowException as error:
+        raise DataError(f"{what} holds {array.type}, which cannot be read as text. Write it as text.") from error
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """float64 with NaN for missing cells, and a mask of the cells that are not numbers (NaN too)."""
-    array = _flat(column)
+    array = flat(column)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.int8())
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
@@ -59,6 +63,30 @@ def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         read = [_number(cell) for cell in text.to_pylist()]
         bad = np.array([number is None for number in read])
         return np.array([np.nan if number is None else number for number in read], dtype=np.float64), bad
+
+
+def infinite(values: np.ndarray) -> np.ndarray:
+    """bool [rows]: numbers that are infinite as float32, as which batches have them."""
+    with np.errstate(over="ignore"):
+        return np.isinf(values.astype(np.float32))
+
+
+def as_records(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table, for people to look at. What Python has no value for is the number that stands in the file:
+    a time in the year 50,000, or in a zone that nobody knows."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        except (OverflowError, ValueError):
+            columns[name] = _stored(column)
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _stored(column: pa.ChunkedArray) -> list[Any]:
+    if not pa.types.is_temporal(column.type):
+        return [f"a {column.type}"] * len(column)
+    return flat(column).view(pa.int32() if column.type.bit_width == 32 else pa.int64()).to_pylist()
 
 
 @dataclass(frozen=True)
@@ -83,11 +111,15 @@ def as_micros(column: pa.ChunkedArray, unit: str, zone: str = "UTC") -> Times:
     when clocks were put back, or never cannot be read. A Parquet timestamp or date column says its own unit; `unit` is
     then not used. Parts of a microsecond are cut off.
     """
-    array = _flat(column)
-    if pa.types.is_temporal(array.type) and not (pa.types.is_time(array.type) or pa.types.is_duration(array.type)):
+    array = flat(column)
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         own = getattr(array.type, "tz", None)
-        stamps = array.cast(pa.timestamp("us", own), safe=False)
-        return _checked((stamps if own else _zoned(stamps, zone)).cast(pa.int64()), pc.is_valid(array), 10**6)
+        if pa.types.is_date32(array.type):
+            array = array.cast(pa.timestamp("s"))
+        near = _near(array)
+        stamps = pc.if_else(near, array, pa.scalar(None, array.type)).cast(pa.timestamp("us", own), safe=False)
+        micros = (stamps if own else _zoned(stamps, zone)).cast(pa.int64())
+        return _checked(pc.if_else(near, micros, pa.scalar(0, pa.int64())), pc.is_valid(array), 10**6)
     if unit == "iso":
         return _iso(array, zone)
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
@@ -101,6 +133,14 @@ def as_micros(column: pa.ChunkedArray, unit: str, zone: str = "UTC") -> Times:
     return _checked(_integers(array, UNITS_PER_SECOND[unit]), present, UNITS_PER_SECOND[unit])
 
 
+def _near(array: pa.Array) -> pa.Array:
+    """bool [rows], null where empty: timestamps that are plausible, give or take a day; others may overflow."""
+    per_second = UNITS_PER_SECOND[getattr(array.type, "unit", "ms")]
+    units, day = array.view(pa.int64()), 86_400 * per_second
+    low, high = (bound // 10**6 * per_second for bound in (EARLIEST, LATEST))
+    return pc.and_(pc.greater_equal(units, low - day), pc.less(units, high + day))
+
+
 def guess_unit(column: pa.ChunkedArray) -> str | None:
     """The time unit in which at least half of the cells lie between 1971 and 2099; None if there is none."""
     if len(column) == 0:
@@ -111,7 +151,8 @@ def guess_unit(column: pa.ChunkedArray) -> str | None:
     return None
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array, without a dictionary."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)

@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import FoundFile, find, open_fs, unreachable
+from mtrec_ray.data.reading.cells import as_records
 from mtrec_ray.data.reading.partitions import Partitions
 from mtrec_ray.errors import DataError
 
@@ -45,6 +46,8 @@ class DataFile:
     format: str
     size: int
     mtime_ns: int
+    name: str = ""
+    """See `FoundFile`"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def column_types(file: DataFile, scan_rows: int = 1000) -> dict[str, pa.DataType
         if file.format == "parquet":
             with _open(file) as source:
                 schema = pq.ParquetFile(source).schema_arrow
+            _refuse_repeats(file, schema.names)
             return dict(zip(schema.names, schema.types, strict=True))
         keys: dict[str, list[Any]] = {}
         for _, record, _ in islice(_json_records(file), scan_rows):
@@ -132,9 +136,14 @@ def _explained(file: DataFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"'{file.path}' is gone; it was there when the files were listed.") from error
-    except (pa.ArrowException, EOFError, OSError) as error:
-        if isinstance(error, OSError) and file.format != "parquet":
+        raise DataError(
+            f"'{file.path}' is gone; it was there when the files were listed. Run the command again."
+        ) from error
+    except PermissionError as error:
+        raise unreachable(file.path, error) from error
+    except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
+        # What decompresses a file says that it is broken as an OSError without a number.
+        if isinstance(error, OSError) and error.errno and file.format != "parquet":
             raise unreachable(file.path, error) from error
         raise DataError(
             f"'{file.path}' ({file.size} bytes) is not a complete {kind} file: "
@@ -159,7 +168,7 @@ def _typed(file: FoundFile, format: str, single: bool, what: str) -> DataFile | 
         chosen = known
     else:
         chosen = format if single or known == format or not extension else None
-    return DataFile(file.path, chosen, file.size, file.mtime_ns) if chosen else None
+    return DataFile(file.path, chosen, file.size, file.mtime_ns, file.name) if chosen else None
 
 
 def _name(path: str) -> str:
@@ -194,6 +203,10 @@ def _read_parquet(file: DataFile, columns: list[str], batch_rows: int) -> Iterat
 def _csv_header(file: DataFile) -> list[str]:
     with _open(file) as source:
         start = source.read(1 << 20)
+    kinds = {b"PAR1": "a Parquet file", b"\x1f\x8b": "compressed by gzip", b"\x28\xb5\x2f\xfd": "compressed by zstd"}
+    for magic, kind in kinds.items():
+        if start.startswith(magic):
+            raise DataError(f"'{file.path}' is {kind}, though its name or data.format says CSV; rename it.")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"'{file.path}' is UTF-16 text; expected UTF-8. Remedy: `iconv -f UTF-16 -t UTF-8`.")
     try:
@@ -201,12 +214,17 @@ def _csv_header(file: DataFile) -> list[str]:
         names = next(csv.reader(io.StringIO(header, newline=""), delimiter=_delimiter(file)), [])
         "".join(names).encode()
     except (UnicodeError, csv.Error) as error:
-        raise DataError(f"The header line of '{file.path}' is not UTF-8 text; expected column names.") from error
+        said = "is not UTF-8 text" if isinstance(error, UnicodeError) else f"cannot be read ({error})"
+        raise DataError(f"The header line of '{file.path}' {said}; expected column names.") from error
     if not names:
         raise DataError(f"'{file.path}' is empty; a CSV file begins with a line of column names.")
+    _refuse_repeats(file, names)
+    return names
+
+
+def _refuse_repeats(file: DataFile, names: list[str]) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"'{file.path}' has several columns named {', '.join(map(repr, repeated))}; rename them.")
-    return names
 
 
 def _delimiter(file: DataFile) -> str:
@@ -290,8 +308,21 @@ def _json_records(file: DataFile) -> Iterator[tuple[int, dict[str, Any] | None, 
             except (ValueError, RecursionError):
                 yield number, None, BadRow(number, "not JSON", line.decode())
             else:
-                problem = None if isinstance(record, dict) else BadRow(number, "not a JSON object", line.decode())
-                yield number, record if problem is None else None, problem
+                reason = None if isinstance(record, dict) else "not a JSON object"
+                if reason is None and b"\\ud" in line.lower() and not _is_text(record):
+                    reason = "half of a character (\\ud800 to \\udfff alone)"
+                if reason is None:
+                    yield number, record, None
+                else:
+                    yield number, None, BadRow(number, reason, line.decode())
+
+
+def _is_text(record: Any) -> bool:
+    """Whether all of it can be written: JSON may name halves of characters, which are none."""
+    try:
+        return bool(json.dumps(record, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _read_jsonl(file: DataFile, columns: list[str], batch_rows: int) -> Iterator[RawBatch]:
@@ -311,6 +342,13 @@ def _json_column(cells: list[Any]) -> pa.Array:
         return pa.array([cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells])
 
 
+def _holds_bytes(type: pa.DataType) -> bool:
+    """Whether it is text, or what may be: Parquet does not say of all text that it is."""
+    kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    own = type.value_type if pa.types.is_dictionary(type) else type
+    return any(getattr(pa.types, f"is_{kind}")(own) for kind in kinds)
+
+
 def _decoded(table: pa.Table, rows: np.ndarray, bad: list[BadRow], from_latin: bool = False) -> RawBatch:
     """Text columns as UTF-8; rows with other bytes become bad rows."""
     broken = np.zeros(table.num_rows, dtype=bool)
@@ -320,7 +358,7 @@ def _decoded(table: pa.Table, rows: np.ndarray, bad: list[BadRow], from_latin: b
             if pc.all(pc.string_is_ascii(column)).as_py() is not False:
                 continue
             cells = [cell.encode("latin-1") for cell in column.to_pylist()]
-        elif pa.types.is_binary(column.type) or pa.types.is_string(column.type):
+        elif _holds_bytes(column.type):
             try:
                 table = table.set_column(index, name, column.cast(pa.binary()).cast(pa.string()))
                 continue
@@ -332,7 +370,7 @@ def _decoded(table: pa.Table, rows: np.ndarray, bad: list[BadRow], from_latin: b
         broken |= [text is not None and text.encode() != cell for cell, text in zip(cells, texts, strict=True)]
         table = table.set_column(index, name, pa.array(texts, pa.string()))
     if broken.any():
-        spoilt = table.filter(pa.array(broken)).to_pylist()
+        spoilt = as_records(table.filter(pa.array(broken)))
         contents = [json.dumps(record, ensure_ascii=False, default=str) for record in spoilt]
         bad = bad + [BadRow(int(row), "not UTF-8", text) for row, text in zip(rows[broken], contents, strict=True)]
         table, rows = table.filter(pa.array(~broken)), rows[~broken]

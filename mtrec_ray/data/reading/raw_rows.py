@@ -3,16 +3,19 @@
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.config import Vector
 from mtrec_ray.data.reading import expressions
-from mtrec_ray.data.reading.cells import as_numbers, as_text
+from mtrec_ray.data.reading.cells import as_numbers, as_records, as_text
 from mtrec_ray.data.reading.formats import BadRow, RawBatch
+from mtrec_ray.data.reading.vectors import as_vectors
 
 
 class RawRows:
     """The columns of one batch, each parsed once, and what is wrong with each row (the first reason counts)."""
 
-    def __init__(self, batch: RawBatch) -> None:
-        self.batch = batch
+    def __init__(self, batch: RawBatch, path: str = "") -> None:
+        """`path`: of the file, for messages."""
+        self.batch, self.path = batch, path
         self.reasons: dict[int, str] = {}
         self._texts: dict[str, pa.Array] = {}
         self._numbers: dict[str, np.ndarray] = {}
@@ -35,7 +38,7 @@ class RawRows:
 
     def rejected(self) -> list[BadRow]:
         spoilt = sorted(self.reasons)
-        records = self.batch.table.take(pa.array(spoilt, pa.int64())).to_pylist()
+        records = as_records(self.batch.table.take(pa.array(spoilt, pa.int64())))
         return [
             BadRow(int(self.batch.rows[row]), self.reasons[row], str(record))
             for row, record in zip(spoilt, records, strict=True)
@@ -43,7 +46,7 @@ class RawRows:
 
     def text(self, name: str) -> pa.Array:
         if name not in self._texts:
-            self._texts[name] = as_text(self.column(name), f"column '{name}'")
+            self._texts[name] = as_text(self.column(name), f"column '{name}'" + f" of '{self.path}'" * bool(self.path))
         return self._texts[name]
 
     def numbers(self, name: str) -> np.ndarray:
@@ -51,6 +54,14 @@ class RawRows:
             self._numbers[name], bad = as_numbers(self.column(name))
             self.reject(bad, f"column '{name}' is not a number")
         return self._numbers[name]
+
+    def vectors(self, vector: Vector) -> np.ndarray:
+        """float32 [rows, size] of a vector whose size is known, rows of NaN = missing."""
+        assert vector.dim is not None
+        vectors, faults = as_vectors(self.column(vector.column), vector.dim)
+        for mask, found in faults:
+            self.reject(mask, f"column '{vector.column}' {found}")
+        return vectors
 
     def evaluate(self, expression: str, where: str) -> np.ndarray:
         texts = expressions.text_columns_of(expression, where)
