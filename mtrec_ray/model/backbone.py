@@ -1,6 +1,7 @@
 """The shared language model: token ids of a packed row in, one vector per candidate out."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -263,8 +264,8 @@ def load_model(name: str, dtype: str = "float32") -> PreTrainedModel:
 
 def load_config(name: str) -> PreTrainedConfig:
     """The config of a model; see `load_model`."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         if not (folder / "config.json").is_file():
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
             raise BackboneError(
@@ -289,9 +290,9 @@ def load_config(name: str) -> PreTrainedConfig:
 
 def locate(name: str) -> str:
     """A folder as every process understands it, whatever its current directory; any other name as it is."""
-    folder = Path(name).expanduser()
+    folder = os.path.expanduser(name)
     built_in = name in ("none", "nano")
-    return str(folder.resolve()) if folder.is_dir() and not built_in else name
+    return os.path.realpath(folder) if os.path.isdir(folder) and not built_in else name
 
 
 def is_causal(config: PreTrainedConfig) -> bool:

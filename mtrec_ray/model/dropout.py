@@ -89,8 +89,8 @@ def dropped_elements(uids: torch.Tensor, features: int, salt: int, p: float) -> 
     finaliser "lowbias32" of C. Wellons' hash prospector.
     """
     signed = salt - (1 << 64) if salt >= 1 << 63 else salt
-    tokens = _mix64(uids ^ signed).to(torch.int32)
-    columns = _mix64(torch.arange(features, device=uids.device) - signed).to(torch.int32)
+    tokens = mix64(uids ^ signed).to(torch.int32)
+    columns = mix64(torch.arange(features, device=uids.device) - signed).to(torch.int32)
     x = tokens[..., None] ^ columns
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
@@ -100,7 +100,7 @@ def dropped_elements(uids: torch.Tensor, features: int, salt: int, p: float) -> 
     return x < round(p * 2**32) - 2**31
 
 
-def _mix64(x: torch.Tensor) -> torch.Tensor:
+def mix64(x: torch.Tensor) -> torch.Tensor:
     """A bijection of int64 whose every output bit depends on every input bit (finaliser of splitmix64)."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * (0xBF58476D1CE4E5B9 - (1 << 64))
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * (0x94D049BB133111EB - (1 << 64))
@@ -112,9 +112,9 @@ def token_uids(request_uids: torch.Tensor, requests: torch.Tensor, offsets: torc
 
     `requests` [L] and `offsets` [L] are `RequestLayout.token_requests()` and `.request_offsets()`.
     """
-    return _mix64(request_uids)[requests] + offsets
+    return mix64(request_uids)[requests] + offsets
 
 
 def feature_uids(row_ids: torch.Tensor) -> torch.Tensor:
     """int64 [C]: uids of candidates for dropout after the backbone, from their row ids."""
-    return _mix64(row_ids)
+    return mix64(row_ids)

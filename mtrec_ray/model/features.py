@@ -11,11 +11,14 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import CategoryEntry, Manifest
 from mtrec_ray.model.dropout import DropoutContext, StatelessDropout, dropped_elements
 from mtrec_ray.model.history_attention import HistoryAttention
+from mtrec_ray.model.id_table import id_table, ids_of
 from mtrec_ray.model.numeric import NumberEncoder
+from mtrec_ray.model.row_table import RowTable
+from mtrec_ray.model.vectors import VectorProjection
 
 
 class SideFeatures(nn.Module):
-    """`Batch` -> [C, out_dim]: id tables, categories, numbers and history attention, read by a small network.
+    """`Batch` -> [C, out_dim]: id tables, categories, numbers, vectors and history attention, read by a small network.
 
     Which parts there are is up to the config's `features` and to what the data holds. `context` gives the dropouts
     their key and the candidates' uids. `further`: other parts, each with an `out_dim`.
@@ -27,15 +30,17 @@ class SideFeatures(nn.Module):
         super().__init__()
         parts: list[nn.Module] = []
         if config.user_dim:
-            parts.append(IdTable("user", manifest.num_users, config.user_dim, config.id_dropout, context))
+            parts.append(IdTable("user", manifest.num_users, config.user_dim, config, context))
         if config.item_dim:
-            parts.append(IdTable("item", manifest.num_items, config.item_dim, config.id_dropout, context))
+            parts.append(IdTable("item", manifest.num_items, config.item_dim, config, context))
         if config.category_dim:
             parts += [CategoryTable(entry, config.category_dim) for entry in manifest.categories]
         if manifest.numbers:
             parts.append(NumberEncoder(manifest.numbers, config.number_dim))
+        parts += [VectorProjection(entry, config.vector_dim) for entry in manifest.vectors]
         if config.history_dim:
-            parts.append(HistoryAttention(manifest.num_items, manifest.tasks, config.history_dim))
+            items = id_table("ids.history", "item", manifest.num_items, config.history_dim, 0.1, config)
+            parts.append(HistoryAttention(items, manifest.tasks, config.history_gaps))
         parts += further
         self.parts = nn.ModuleList(parts)
         width = sum(cast(int, part.out_dim) for part in parts)
@@ -50,31 +55,29 @@ class SideFeatures(nn.Module):
 
 
 class IdTable(nn.Module):
-    """One learned vector per user or item: `Batch` -> [C, out_dim]. Row 0 stands for unknown ids.
+    """The vectors of users or of items: `Batch` -> [C, out_dim].
 
-    In training a share of the ids is taken for unknown, which trains row 0 and keeps the network from leaning on ids
-    alone. Which ones is a function of seed, step and row, not of the worker.
+    In training a share of the ids is taken for unknown, which trains the vector of the unknown, if there is one, and
+    keeps the network from leaning on ids alone. Which ones is a function of seed, step and row, not of the worker.
     """
 
     def __init__(
-        self, name: Literal["user", "item"], rows: int, dim: int, dropout: float, context: DropoutContext
+        self, name: Literal["user", "item"], known: int, dim: int, config: Features, context: DropoutContext
     ) -> None:
+        """`known`: rows of the vocabulary."""
         super().__init__()
-        self.name, self.dropout, self.context = name, dropout, context
-        self.table = nn.Embedding(rows, dim)
-        nn.init.normal_(self.table.weight, std=0.05)
+        self.name, self.dropout, self.context = name, config.id_dropout, context
+        self.table = id_table(f"ids.{name}", name, known, dim, 0.05, config)
         self.out_dim = dim
 
     def forward(self, batch: Batch) -> Tensor:
-        index = batch.user_index if self.name == "user" else batch.item_index
+        dropped = None
         key, uids = self.context.key, self.context.uids
         if self.training and self.dropout:
             if key is None or uids is None:
                 raise ValueError(f"id dropout of the {self.name} table needs a DropoutKey in training")
             dropped = dropped_elements(uids, 1, key.salt(f"ids.{self.name}"), self.dropout)[:, 0]
-            index = index.masked_fill(dropped, 0)
-        vectors: Tensor = self.table(index)
-        return vectors
+        return self.table.known(ids_of(batch, self.name, self.table), dropped)
 
 
 class CategoryTable(nn.Module):
@@ -83,8 +86,7 @@ class CategoryTable(nn.Module):
     def __init__(self, entry: CategoryEntry, dim: int) -> None:
         super().__init__()
         self.columns = slice(entry.offset, entry.offset + entry.width)
-        self.table = nn.Embedding(entry.size, dim)
-        nn.init.normal_(self.table.weight, std=0.05)
+        self.table = RowTable(f"category.{entry.name}", entry.size, dim, std=0.05)
         self.out_dim = dim
 
     def forward(self, batch: Batch) -> Tensor:

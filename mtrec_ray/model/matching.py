@@ -11,6 +11,7 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.model.dropout import DropoutContext
+from mtrec_ray.model.history_attention import visible_pairs
 from mtrec_ray.model.item_vectors import Embed, ItemVectors
 from mtrec_ray.model.negatives import NegativeSampler
 from mtrec_ray.model.user_vectors import UserVectors
@@ -149,9 +150,13 @@ class Matcher(nn.Module):
         left_out = batch.catalogue[:, None] == negatives
         left_out |= self.first_seen[negatives] > batch.times[:, None]
         if kind.params.exclude_seen:
-            hits = (batch.event_catalogue[:, None] == negatives).long().cumsum(0)
-            until = torch.cat([hits.new_zeros(1, len(negatives)), hits])  # [e]: among the first e events
-            left_out |= until[batch.candidate_event_end] > until[batch.candidate_event_start]
+            distinct, which = torch.unique(negatives, return_inverse=True)
+            place = torch.searchsorted(distinct, batch.event_catalogue).clamp(max=len(distinct) - 1)
+            candidate, event = visible_pairs(batch.candidate_event_start, batch.candidate_event_end)
+            hit = (distinct[place] == batch.event_catalogue)[event]
+            seen = left_out.new_zeros(len(batch.times), len(distinct))
+            seen[candidate[hit], place[event[hit]]] = True
+            left_out |= seen[:, which]
         return left_out
 
     def _scale(self, number: int) -> Tensor | float:

@@ -16,6 +16,7 @@ from mtrec_ray.model.layers import IN_BACKBONE, layers_above
 from mtrec_ray.model.layout import RequestLayout
 from mtrec_ray.model.matching import Matcher
 from mtrec_ray.model.position import PositionEffect, PositionFeature
+from mtrec_ray.model.row_table import row_tables
 from mtrec_ray.model.towers import TOWERS
 from mtrec_ray.multitask.balancing.point import Point
 from mtrec_ray.tasks.kind import Logits
@@ -83,8 +84,11 @@ class Recommender(nn.Module):
         if not self.towers.names:
             for part in (self.side, self.fuse, self.towers, *([] if backbone is None else [self.text])):
                 part.requires_grad_(False)
+                for table in row_tables(part).values():
+                    table.is_trained = False
         self.reads = [kind.reads for kind in kinds]
-        self.learnable = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        tables = [name for name, table in row_tables(self).items() if table.is_trained]
+        self.learnable = frozenset(tables + [name for name, p in self.named_parameters() if p.requires_grad])
         """Names of all that is trained in some stage of the run; `train_stage` says in which."""
 
     def forward(self, batch: Batch, key: DropoutKey | None = None, point: Point | None = None) -> list[Logits]:
@@ -150,7 +154,10 @@ class Recommender(nn.Module):
         for name, parameter in self.named_parameters():
             if name in self.learnable:
                 parameter.requires_grad_(group_of[name] in stage.train and self._is_reached(name, stage.layers))
-        if not any(parameter.requires_grad for parameter in self.parameters()):
+        tables = {name: table for name, table in row_tables(self).items() if name in self.learnable}
+        for table in tables.values():
+            table.is_trained = "tables" in stage.train
+        if not any(p.requires_grad for p in self.parameters()) and not any(t.is_trained for t in tables.values()):
             raise ConfigError(
                 f"strategy.stages: the stage until {stage.until:g} trains {', '.join(stage.train)}, of which this run "
                 "has no weights; name another group."
@@ -165,8 +172,8 @@ class Recommender(nn.Module):
         return layers > 0 and layers_above(model, name.removeprefix(IN_BACKBONE)) < layers
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Trained parameters by name: `adapters` in the backbone, `tables` of ids, categories and places, `towers` the
-        rest, the layers of the matcher among them."""
+        """Trained parameters by name: `adapters` in the backbone, `tables` of places, `towers` the rest, the layers of
+        the matcher among them. Tables of ids and categories are no parameters (`model.row_table`)."""
         parts = [part for part in (self.side, self.position, self.matcher) if part is not None]
         tables = {id(m.weight) for part in parts for m in part.modules() if isinstance(m, nn.Embedding)}
         groups: dict[str, dict[str, nn.Parameter]] = {"adapters": {}, "towers": {}, "tables": {}}
@@ -179,5 +186,9 @@ class Recommender(nn.Module):
 
 
 def frozen_dtype(run: Run) -> str:
-    """The precision in which to load the backbone: bfloat16 only for weights that are not trained."""
+    """The precision in which to load the backbone: bfloat16 only if none of its own weights is trained.
+
+    `adapter.kind: full` with `top_layers` loads all in float32, for the file may hold more than bfloat16 has, and then
+    stores what stays frozen in bfloat16 (`adapters.full`), before it comes to a GPU.
+    """
     return "bfloat16" if run.engine.precision == "bf16" and run.adapter.kind != "full" else "float32"

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.engine.tables import TableSteps
 from mtrec_ray.model.dropout import DropoutKey
 from mtrec_ray.model.matching import VectorPair
 from mtrec_ray.model.recommender import Recommender
+from mtrec_ray.model.row_table import row_tables
 from mtrec_ray.multitask.losses import make_objective
 from tests.batches import ITEMS, make_request
 from tests.matching import (
@@ -25,7 +27,7 @@ from tests.matching import (
     matching_run,
     matching_steps,
 )
-from tests.training import distance
+from tests.training import CPU, distance
 
 KEY = DropoutKey(0, 5)
 REQUESTS = [make_request(n) for n in range(6)]
@@ -39,8 +41,8 @@ def model_of(*overrides: str, only: bool = False, train: bool = False) -> tuple[
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         assert model.matcher is not None
-        for parameter in model.matcher.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        for weight in (*model.matcher.parameters(), *(table.weight for table in row_tables(model.matcher).values())):
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
     return model, run
 
 
@@ -59,10 +61,13 @@ def users(model: Recommender, batch: Batch, task: str = "next") -> Tensor:
 def gradients(model: Recommender, run: Run, batches: list[Batch], key: DropoutKey = KEY) -> dict[str, Tensor]:
     objective = make_objective(run, manifest([task for task in TASKS if task.name in run.tasks]))
     model.zero_grad()
+    tables = TableSteps(model, run, CPU, gradient_scale=1.0)
     for batch in batches:
         objective.loss_sums(model(batch, key), batch).sum().backward()
+        tables.collect()
+    tables.exchange()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None} | tables.gradients()
 
 
 @pytest.mark.parametrize("backbone", ["backbone=none", TEXT])
@@ -304,6 +309,7 @@ def test_where_all_tasks_match_z_is_neither_computed_nor_trained() -> None:
     names = {name for group in model.parameter_groups().values() for name in group}
     assert not any(name.startswith(("side.", "fuse.", "towers.", "text.")) for name in names)
     found = gradients(model, run, [matching_batch(REQUESTS, tokens=True, only=True)])
+    names |= {name for name in row_tables(model) if name.startswith("matcher.")}
     assert found.keys() == names == model.learnable
     model.towers.forward = None  # type: ignore[assignment]
     model.fuse.forward = None  # type: ignore[assignment]
@@ -313,9 +319,10 @@ def test_where_all_tasks_match_z_is_neither_computed_nor_trained() -> None:
 def test_tables_and_towers_are_groups_of_their_own() -> None:
     model, _ = model_of(TEXT)
     groups = model.parameter_groups()
-    assert {"matcher.pairs.0.items.table.weight", "matcher.pairs.0.items.tables.0.table.weight"} <= groups[
-        "tables"
-    ].keys()
+    assert {
+        "matcher.pairs.0.items.table.weight",
+        "matcher.pairs.0.items.tables.0.table.weight",
+    } <= row_tables(model).keys()
     assert {"matcher.pairs.0.users.out.weight", "matcher.log_scale", "matcher.pairs.0.items.text.1.weight"} <= groups[
         "towers"
     ].keys()

@@ -8,6 +8,7 @@ from torch import Tensor
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutKey, feature_uids
 from mtrec_ray.model.recommender import Recommender, frozen_dtype
+from mtrec_ray.model.row_table import row_tables
 from mtrec_ray.model.towers import TOWERS
 from tests.batches import make_batch, make_manifest, make_request, make_run
 from tests.training import small_backbone
@@ -180,8 +181,10 @@ def test_parameter_groups_hold_everything_that_is_trained_once() -> None:
     names = [name for group in groups.values() for name in group]
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     assert all("lora_" in name for name in groups["adapters"])
-    assert {name.rsplit(".", 2)[-2] for name in groups["tables"]} == {"table", "items"}
-    assert len(groups["tables"]) == 5
+    assert groups["tables"] == {}  # of places alone: the others are no parameters
+    assert {name.rsplit(".", 2)[-2] for name in row_tables(model)} == {"table", "items"}
+    assert len(row_tables(model)) == 5
+    assert model.learnable == {*names, *row_tables(model)}
     assert any(name.startswith("towers.towers.2.") for name in groups["towers"])
 
 

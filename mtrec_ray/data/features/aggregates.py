@@ -2,12 +2,14 @@
 
     user              running mean, spread and recent residuals of the user's known labels
     item, genres      means of the train rows of the item, or of the values of a category
-    running item      how the item has done so far with all users: how often shown, since when, means of its labels
+    running item      how the item has done so far with all users: how often shown, means of its labels
     user * item       the user's earlier events on the same item
     user * genres     the user's earlier events that share a value of the category
     user ~ genres     earlier residuals (label - the item's fitted mean), weighted by likeness of the earlier item to
     user ~ item       the candidate: by category values, by nearness of a number, by fitted item factors; each also
     user ~ year       with weights that fade with the number of events since
+    taste genres      the user's residuals regressed on factors of the values, which are alike where the same users
+                      like them: what is to be expected of the candidate (not in `auto`)
     ... : like        any of these for some tasks only, as `user ~ genres : like, rating`
 
 Everything about the user, and all that is running, is known strictly before the candidate's time; what is fitted comes
@@ -28,6 +30,7 @@ from mtrec_ray.data.features.item_past import past_width
 from mtrec_ray.data.features.running import Asked, Past, running_features
 from mtrec_ray.data.features.signals import Signal
 from mtrec_ray.data.features.similarity import (
+    Pools,
     category_kernels,
     item_kernels,
     number_kernels,
@@ -35,6 +38,7 @@ from mtrec_ray.data.features.similarity import (
     same_item_kernel,
 )
 from mtrec_ray.data.features.statistics import PRIOR_WEIGHT, Statistics
+from mtrec_ray.data.features.tastes import taste_features
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.registry import suggest
 
@@ -45,7 +49,7 @@ _PATTERN = re.compile(r"\s*([^*~:]+?)\s*(?:([*~])\s*([^*~:]+?)\s*)?(?::(.+))?")
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One declared aggregate. `kind`: `user`, `item`, `running`, `category`; about earlier events `*`, `~`."""
+    """One declared aggregate. `kind`: `user`, `item`, `running`, `category`, `taste`; about earlier events `*`, `~`."""
 
     kind: str
     of: str
@@ -54,8 +58,8 @@ class Aggregate:
 
     @property
     def name(self) -> str:
-        if self.kind == "running":
-            return f"running {self.of}"
+        if self.kind in ("running", "taste"):
+            return f"{self.kind} {self.of}"
         return f"user {self.kind} {self.of}" if self.kind in "*~" else self.of or "user"
 
 
@@ -90,11 +94,12 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
     categories, numbers = _known(run)
     if operator is None:
         known = {"user": "user", "item": "item", "running item": "running", **dict.fromkeys(categories, "category")}
+        known |= {f"taste {name}": "taste" for name in categories}
         if left not in known:
             raise ConfigError(
                 f"{where}: '{left}' is neither user, item, running item nor a category.{suggest(left, known)}"
             )
-        return Aggregate(known[left], "" if left == "user" else left.removeprefix("running "), chosen)
+        return Aggregate(known[left], "" if left == "user" else left.removeprefix(f"{known[left]} "), chosen)
     if left != "user":
         raise ConfigError(f"{where}: '{text}': the left side of {operator} must be 'user', found '{left}'.")
     allowed = ["item", *categories, *(numbers if operator == "~" else [])]
@@ -108,9 +113,10 @@ def compute(
 ) -> dict[str, Array]:
     """Features of C candidates of one user: name -> float [C], NaN = missing, in the order of declaration."""
     features: dict[str, Array] = {}
+    pools = Pools(past, asked, statistics)
     for aggregate in aggregates:
         chosen = [s for s, signal in enumerate(signals) if signal.task in aggregate.tasks]
-        features.update(_one(aggregate, past, asked, statistics, signals, chosen))
+        features.update(_one(aggregate, pools, statistics, signals, chosen))
     return features
 
 
@@ -121,20 +127,17 @@ def feature_names(aggregates: Sequence[Aggregate], signals: Sequence[Signal], ca
 
 
 def _one(
-    aggregate: Aggregate,
-    past: Past,
-    asked: Asked,
-    statistics: Statistics,
-    signals: Sequence[Signal],
-    chosen: list[int],
+    aggregate: Aggregate, pools: Pools, statistics: Statistics, signals: Sequence[Signal], chosen: list[int]
 ) -> dict[str, Array]:
-    name = aggregate.name
+    name, past, asked = aggregate.name, pools.past, pools.asked
     if aggregate.kind == "user":
         return running_features(past, asked, statistics, signals, chosen)
     if aggregate.kind == "item":
         return _fitted_item(asked, statistics, signals, chosen)
     if aggregate.kind == "running":
         return _running_item(asked, statistics, signals, chosen)
+    if aggregate.kind == "taste":
+        return taste_features(aggregate.of, past, asked, statistics, signals, chosen)
     if aggregate.kind == "category":
         means = category_means(statistics.categories[aggregate.of], asked.categories[aggregate.of])
         return {f"{name}.{signals[s].name}.mean": means[:, s] for s in chosen}
@@ -143,14 +146,14 @@ def _one(
             kernels = same_item_kernel(past, asked)
         else:
             kernels = category_kernels(past, asked, aggregate.of, shared=True)
-        return pooled_features(name, kernels, past, asked, statistics, signals, chosen, fading=False)
+        return pooled_features(name, kernels, pools, signals, chosen, fading=False)
     if aggregate.of == "item":
         kernels = item_kernels(past, asked, statistics, signals, chosen)
     elif aggregate.of in asked.categories:
         kernels = category_kernels(past, asked, aggregate.of, shared=False)
     else:
         kernels = number_kernels(past, asked, aggregate.of, statistics.scales[aggregate.of])
-    return pooled_features(name, kernels, past, asked, statistics, signals, chosen, fading=True)
+    return pooled_features(name, kernels, pools, signals, chosen, fading=True)
 
 
 def _fitted_item(
@@ -168,14 +171,13 @@ def _running_item(
     asked: Asked, statistics: Statistics, signals: Sequence[Signal], chosen: list[int]
 ) -> dict[str, Array]:
     """`residual`: the mean of (label - its user's level at that time), drawn towards 0 as by 5 labels without one."""
-    first, shown = asked.item_past[:, 0], asked.item_past[:, 1]
+    shown = asked.item_past[:, 1]
     value, weight, a, b = np.split(asked.item_past[:, 2:], 4, axis=1)
     prior = statistics.prior
     mean = (value + PRIOR_WEIGHT * prior) / (weight + PRIOR_WEIGHT)
     residual = (value - a - prior * b) / (weight + PRIOR_WEIGHT)
     features = {
         "running item.shown": np.log1p(shown),
-        "running item.age": np.log1p((asked.time - first) / 1e6),
     }
     for s in chosen:
         features[f"running item.{signals[s].name}.mean"] = mean[:, s]
@@ -213,6 +215,7 @@ def _nothing(
         categories=dict.fromkeys(categories, row),
         factors={name: np.zeros((1, 1), np.float32) for name in ["shown", *(s.name for s in signals)]},
         scales=dict.fromkeys(numbers, 1.0),
+        tastes=dict.fromkeys(categories, np.zeros((1, 1), np.float32)),
     )
     past = Past(none, none, none, np.zeros((0, width)), np.zeros((0, width)), codes, numbers)
     item_past = np.zeros((0, past_width(width)))

@@ -1,4 +1,4 @@
-"""Categories and numbers of the log, the items and the users, looked up for the rows of a bucket."""
+"""Categories, numbers and vectors of the log, the items and the users, looked up for the rows of a bucket."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.config import Category, Number, Run, Table
+from mtrec_ray.config import Category, Number, Run, Table, Vector
 from mtrec_ray.data.fitting.tally import Vocabulary
 from mtrec_ray.data.reading.tables import EntityTable, read_entities
 from mtrec_ray.data.requests.rows import Rows
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.labels import MATCHING
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Scope = Literal["log", "item", "user"]
@@ -37,6 +38,10 @@ class Tables:
             return self.item_texts(rows.items), rows.item
         used, text = np.unique(_found("item", rows, self)[1], return_inverse=True)
         return [self.items.text[row] if row >= 0 else "" for row in used.tolist()], text.ravel()
+
+    def rows_of(self, scope: Scope, rows: Rows) -> Array:
+        """int64 [N] which row of the table of items or users each row of a bucket has, as of its time; -1 = none."""
+        return _found(scope, rows, self)[1]
 
     def versions(self, rows: Rows, chosen: Array) -> Array:
         """int64: the rows of an item table with versions that the chosen rows of a bucket have; none of another."""
@@ -92,6 +97,22 @@ def number_columns(run: Run) -> list[tuple[Scope, Number]]:
     return columns
 
 
+def vector_columns(run: Run) -> list[tuple[Scope, Vector]]:
+    """Log, item, user ones.
+
+    Raises:
+        ConfigError: two share a name, or no task of the run reads side features.
+    """
+    columns = [(scope, v) for scope, part in _parts(run) for v in part.vectors]
+    _refuse_repeats([v.column for _, v in columns], "vectors")
+    if columns and all(task.kind in MATCHING for task in run.tasks.values()):
+        raise ConfigError(
+            f"data: '{columns[0][1].column}' is declared in `vectors`, which tasks of kind {' and '.join(MATCHING)} do "
+            "not read, and there is no other; leave the vectors out, or add a task."
+        )
+    return columns
+
+
 def read_cells(scope: Scope, category: Category, rows: Rows, tables: Tables) -> Cells:
     """The values of a category in the rows of a bucket."""
     if scope == "log":
@@ -112,6 +133,18 @@ def read_numbers(scope: Scope, number: Number, rows: Rows, tables: Tables) -> Ar
         return rows.numbers[number.feature]
     table, found = _found(scope, rows, tables)
     return np.where(found >= 0, table.numbers[number.feature][found], np.nan)
+
+
+def log_vectors(rows: Rows, run: Run) -> Array:
+    """float32 [N, .] the log's own vectors side by side, NaN = missing; no columns without them."""
+    own = [rows.vectors[vector.column] for scope, vector in vector_columns(run) if scope == "log"]
+    return np.concatenate([np.zeros((rows.num_rows, 0), dtype=np.float32), *own], axis=1)
+
+
+def stored_rows(rows: Rows, run: Run, tables: Tables) -> dict[str, Array]:
+    """int64 [N] per scope with vectors: the row of the stored ones (`data.vectors`) that each row has, 0 = unknown."""
+    scopes = dict.fromkeys(scope for scope, _ in vector_columns(run) if scope != "log")
+    return {scope: tables.rows_of(scope, rows) + 1 for scope in scopes}
 
 
 def _parts(run: Run) -> list[tuple[Scope, Any]]:

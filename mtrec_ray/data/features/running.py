@@ -14,7 +14,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _BASE_WEIGHT = 2.0
 _RECENT = 5
-_SESSION_US = 3_600_000_000
+SESSION_US = 3_600_000_000
 _HALF_LIVES = (2, 8, 30)
 
 
@@ -88,7 +88,7 @@ def running_features(
     value, weight, residual = past.value, past.weight, past.residual(statistics)
     sums, counts, squares, residuals = (prefix_sums(a) for a in (value, weight, value**2, residual))
     end, prior = asked.end, statistics.prior
-    session = np.minimum(np.searchsorted(past.time, asked.time - asked.lag - _SESSION_US, side="left"), end)
+    session = np.minimum(np.searchsorted(past.time, asked.time - asked.lag - SESSION_US, side="left"), end)
     recent = np.maximum(end - _RECENT, 0)
     base = base_residual(past, asked, statistics)
     mean = (sums[end] + PRIOR_WEIGHT * prior) / (counts[end] + PRIOR_WEIGHT)

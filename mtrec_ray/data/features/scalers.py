@@ -8,7 +8,7 @@ import numpy as np
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.side_features import Kind, number_names
 from mtrec_ray.data.manifest import NumberEntry
-from mtrec_ray.data.preparing.stages import Written
+from mtrec_ray.data.preparing.shards import Written
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -8,18 +8,30 @@ import numpy as np
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.aggregates import Aggregate, compute, declared, feature_names
 from mtrec_ray.data.features.attributes import Tables, category_columns, number_columns, read_cells, read_numbers
+from mtrec_ray.data.features.moments import TIME_FEATURES, published_of, time_features, zones_of
 from mtrec_ray.data.features.running import Asked, Past
 from mtrec_ray.data.features.signals import Signal, event_signals, signals
 from mtrec_ray.data.fitting.fit import Fitted
 from mtrec_ray.data.requests.bucket import Bucket, lag_us
 from mtrec_ray.data.requests.ids import fold_of
-from mtrec_ray.data.requests.rows import NEVER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Kind = Literal["number", "time", "aggregate"]
 
-TIME_FEATURES = ("time.hour_sin", "time.hour_cos", "time.weekday", "time.gap", "time.user_age", "time.item_age")
-_DAY_US = 86_400_000_000
+
+def asks_item_past(run: Run) -> bool:
+    """Whether a number is of what happened to items with all users (`features.item_past`)."""
+    return run.features.time or _has_running(run)
+
+
+def asked_of_items(item_past: Array, run: Run) -> Array:
+    """What the numbers read of it: all, or without a running aggregate the time of the first event alone. So requests
+    stay as they are whatever else happens to their items."""
+    return item_past if _has_running(run) else item_past[:, :1]
+
+
+def _has_running(run: Run) -> bool:
+    return any(aggregate.kind == "running" for aggregate in declared(run))
 
 
 def number_names(run: Run) -> list[tuple[str, Kind]]:
@@ -41,6 +53,10 @@ class Described:
     """int32 [N, w]"""
     numbers: dict[str, Array]
     """float64 [N]"""
+    zones: Array
+    """object [N] see `moments.zones_of`"""
+    published: Array
+    """int64 [N] see `moments.published_of`"""
 
 
 def describe(bucket: Bucket, run: Run, tables: Tables, fitted: Fitted) -> Described:
@@ -52,7 +68,13 @@ def describe(bucket: Bucket, run: Run, tables: Tables, fitted: Fitted) -> Descri
         name = category.column
         categories[name] = cells.codes(fitted.categories[name], fitted.widths[name])[cells.cell]
     numbers = {number.feature: read_numbers(scope, number, rows, tables) for scope, number in number_columns(run)}
-    return Described(fitted.items.rank(rows.items)[rows.item], categories, numbers)
+    return Described(
+        fitted.items.rank(rows.items)[rows.item],
+        categories,
+        numbers,
+        zones_of(rows, run, tables),
+        published_of(rows, tables),
+    )
 
 
 def candidate_categories(bucket: Bucket, described: Described) -> Array:
@@ -67,28 +89,12 @@ def candidate_numbers(bucket: Bucket, described: Described, run: Run, fitted: Fi
     chosen = bucket.candidates.row
     columns = [values[chosen] for values in described.numbers.values()]
     if run.features.time:
-        columns += _time_features(bucket, described, fitted)
+        columns += time_features(bucket, described.zones, described.published, item_past)
     parts = [np.stack(columns, axis=1) if columns else np.zeros((len(chosen), 0))]
     aggregates = declared(run)
     if aggregates:
         parts.append(_aggregates(bucket, described, run, fitted, aggregates, item_past))
     return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _time_features(bucket: Bucket, described: Described, fitted: Fitted) -> list[Array]:
-    candidates, events, ends = bucket.candidates, bucket.events, bucket.ends
-    asof = candidates.asof
-    angle = 2 * np.pi * (asof % _DAY_US) / _DAY_US
-    weekday = (asof // _DAY_US + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
-    first = events.starts[candidates.user]
-    seen = ends > 0
-    last_time, first_time = np.full((2, len(asof)), np.nan)
-    last_time[seen] = events.time[first[seen] + ends[seen] - 1]
-    first_time[seen] = events.time[first[seen]]
-    born = fitted.first_seen[described.item[candidates.row]].astype(np.float64)
-    born[born >= np.minimum(asof, NEVER - 1)] = np.nan  # an item's first train row looks like an unseen item
-    ages = [np.log1p(np.maximum(asof - since, 0) / 1e6) for since in (last_time, first_time, born)]
-    return [np.sin(angle), np.cos(angle), weekday.astype(np.float64), *ages]
 
 
 def _aggregates(

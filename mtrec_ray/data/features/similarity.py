@@ -8,6 +8,7 @@ interpolation weights" (2007).
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ class Kernel(NamedTuple):
 
     name: str
     weights: Callable[[slice, slice], Array]
-    """(candidates, events) -> float32 [c, e]"""
+    """(candidates, events) -> float32 [c, e], an array of its own"""
     only: int | None = None
     """The one signal it is meant for; None: all"""
 
@@ -70,53 +71,77 @@ def item_kernels(
     return kernels
 
 
+class Pools:
+    """What the pools of all kernels share: the events of one user, and which of them each candidate may see."""
+
+    def __init__(self, past: Past, asked: Asked, statistics: Statistics) -> None:
+        self.past, self.asked, self._statistics = past, asked, statistics
+        self._columns: dict[tuple[int, ...], tuple[Array, Array, Array]] = {}
+
+    @cached_property
+    def blocks(self) -> list["_Block"]:
+        return [_block(self.asked.end, first) for first in range(0, len(self.asked.end), _BLOCK)]
+
+    def of(self, signals: Sequence[int]) -> tuple[Array, Array, Array]:
+        """Of some signals: float32 [E, s] residual, float32 [E, s] weight, float64 [C, s] base."""
+        if tuple(signals) not in self._columns:
+            self._columns[tuple(signals)] = tuple(np.asfortranarray(a[:, signals]) for a in self._all)  # type: ignore[assignment]
+        return self._columns[tuple(signals)]
+
+    @cached_property
+    def _all(self) -> tuple[Array, Array, Array]:
+        residual = self.past.residual(self._statistics).astype(np.float32)
+        base = base_residual(self.past, self.asked, self._statistics)
+        return residual, self.past.weight.astype(np.float32), base
+
+
+class _Block(NamedTuple):
+    """Some candidates and the events that any of them uses."""
+
+    c: slice
+    e: slice
+    hidden: Array
+    """bool [c, e] events that the candidate may not see, or that are too long ago"""
+    fade: Array
+    """float32 [c, e] halves every 20 events"""
+
+
 def pooled_features(
-    name: str,
-    kernels: list[Kernel],
-    past: Past,
-    asked: Asked,
-    statistics: Statistics,
-    signals: Sequence[Signal],
-    chosen: list[int],
-    fading: bool,
+    name: str, kernels: list[Kernel], pools: Pools, signals: Sequence[Signal], chosen: list[int], fading: bool
 ) -> dict[str, Array]:
     """Per kernel the log of the summed weights and the pooled residual of each signal; with `fading` the latter also
     with weights that halve every 20 events, without it the log of the seconds since the last like event."""
-    residual, weight = past.residual(statistics).astype(np.float32), past.weight.astype(np.float32)
-    base = base_residual(past, asked, statistics)
+    count = len(pools.asked.end)
     features: dict[str, Array] = {}
     for kernel in kernels:
         mine = chosen if kernel.only is None else [kernel.only]
-        total = np.zeros(len(asked.end))
-        last = np.full(len(asked.end), np.nan)
-        pools = {
-            part: np.zeros((len(asked.end), len(mine))) for part in (["residual", "fading"] if fading else ["residual"])
-        }
-        for c, e, position in _blocks(asked.end):
-            likeness = np.where((position >= 0) & (position < _MOST_EVENTS), kernel.weights(c, e), np.float32(0))
+        residual, weight, base = pools.of(mine)
+        total, last = np.zeros(count), np.full(count, np.nan)
+        pooled = {part: np.zeros((count, len(mine))) for part in (["residual", "fading"] if fading else ["residual"])}
+        for c, e, hidden, fade in pools.blocks:
+            likeness = kernel.weights(c, e)
+            likeness[hidden] = 0
             total[c] = likeness.sum(axis=1)
-            for part, pool in pools.items():
+            for part, pool in pooled.items():
                 if part == "fading":
-                    likeness = likeness * np.exp2(-np.maximum(position, 0).astype(np.float32) / _FADE_HALF_LIFE)
-                pool[c] = (likeness @ residual[e][:, mine] + base[c][:, mine]) / (likeness @ weight[e][:, mine] + 1)
+                    likeness = likeness * fade
+                pool[c] = (likeness @ residual[e] + base[c]) / (likeness @ weight[e] + 1)
             if not fading:
-                last[c] = _last(likeness, past.time[e])
+                last[c] = _last(likeness, pools.past.time[e])
         features[f"{name}{kernel.name}.weight"] = np.log1p(total)
         if not fading:
-            features[f"{name}{kernel.name}.gap"] = np.log1p((asked.time - last) / 1e6)
-        for part, pool in pools.items():
+            features[f"{name}{kernel.name}.gap"] = np.log1p((pools.asked.time - last) / 1e6)
+        for part, pool in pooled.items():
             features |= {f"{name}{kernel.name}.{signals[s].name}.{part}": pool[:, i] for i, s in enumerate(mine)}
     return features
 
 
-def _blocks(ends: Array) -> list[tuple[slice, slice, Array]]:
-    """Blocks of candidates, the events that any of them uses, and how far back each lies (0 = the last visible)."""
-    blocks = []
-    for first in range(0, len(ends), _BLOCK):
-        c = slice(first, min(first + _BLOCK, len(ends)))
-        e = slice(max(0, int(ends[c].min()) - _MOST_EVENTS), int(ends[c].max()))
-        blocks.append((c, e, ends[c, None] - 1 - np.arange(e.start, e.stop)[None]))
-    return blocks
+def _block(ends: Array, first: int) -> _Block:
+    c = slice(first, min(first + _BLOCK, len(ends)))
+    e = slice(max(0, int(ends[c].min()) - _MOST_EVENTS), int(ends[c].max()))
+    position = ends[c, None] - 1 - np.arange(e.start, e.stop)[None]  # how far back an event lies, 0 = the last visible
+    fade = np.exp2(-np.maximum(position, 0).astype(np.float32) / _FADE_HALF_LIFE)
+    return _Block(c, e, (position < 0) | (position >= _MOST_EVENTS), fade)
 
 
 def _last(likeness: Array, times: Array) -> Array:
@@ -150,6 +175,8 @@ def _cosine(factors: Array, past: Past, asked: Asked) -> Callable[[slice, slice]
 def _near(ours: Array, theirs: Array, scale: float) -> Callable[[slice, slice], Array]:
     def weights(c: slice, e: slice) -> Array:
         distance = np.abs(ours[c, None] - theirs[None, e]) / scale  # large values (years) lose too much in float32
-        return np.nan_to_num(np.exp(-distance.astype(np.float32)))
+        likeness = np.exp(-distance.astype(np.float32))
+        likeness[np.isnan(likeness)] = 0
+        return likeness
 
     return weights

@@ -5,7 +5,7 @@ fold; leave-one-out statistics would leak the label (what is left out tells what
 Smoothing: a mean of n labels is (sum + 5 * prior) / (n + 5), the prior being the mean over all train labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 PRIOR_WEIGHT = 5.0
 _CATEGORY_PRIOR_WEIGHT = 20.0
 _FACTORS = 32
+_TASTE_FACTORS = 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Statistics:
     """float32 [I, d] unit rows (or zero): `shown` from co-occurrence, one per signal from its residuals"""
     scales: dict[str, float]
     """Distance at which two values of a number are unlike, per number feature"""
+    tastes: dict[str, Array] = field(default_factory=dict)
+    """float32 [V, d] per category column with a `taste`: see `value_factors`"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Interactions:
     """int64 [N]"""
     values: Array
     """float64 [N, S], NaN = not observed"""
+    codes: dict[str, Array] = field(default_factory=dict)
+    """int32 [N, w] rows of the vocabulary, per category column with a `taste`"""
 
 
 def item_statistics(sums: Array) -> dict[str, Array]:
@@ -109,3 +114,40 @@ def _factors(matrix: sparse.csr_matrix) -> Array:
     factors = right.T * values
     norm = np.linalg.norm(factors, axis=1, keepdims=True)
     return np.where(norm > 1e-7 * values[0], factors / np.maximum(norm, 1e-30), 0).astype(np.float32)
+
+
+def value_factors(rows: Interactions, keep: Array, column: str, values: int, mean: Array, spread: Array) -> Array:
+    """float32 [V, d] factors of the values of a category by what the same users like: those of near values are alike.
+
+    A truncated SVD of the users' residuals, summed over the items that have the value; values scaled by 1/sqrt(n + 10)
+    before and after, so that each has the same noise. Signals stand below each other, those of numbers scaled to the
+    spread of a coin. If nobody liked anything in particular, the squared singular values would lie below the edge of
+    Marchenko and Pastur (1967), variance * (1 + sqrt(V / users))^2: what does not exceed it is left out. Of the others
+    the root counts, since what is shown goes by what was liked, so that liking enters twice.
+    """
+    _, user = np.unique(rows.user[keep], return_inverse=True)
+    item, codes, labels = rows.item[keep], rows.codes[column][keep], rows.values[keep]
+    users = int(user.max(initial=-1)) + 1
+    row, slot = np.nonzero(codes > 0)
+    value = codes[row, slot]
+    per_value = 1 / np.sqrt(np.bincount(value, minlength=values) + 10.0)
+    parts, noise = [], 0.0
+    for s in range(labels.shape[1]):
+        residual = (labels[:, s] - mean[item, s]) / max(1.0, 2 * spread[s])
+        seen = ~np.isnan(residual)
+        u = user[seen]
+        total, count = np.bincount(u, residual[seen], users), np.bincount(u, minlength=users)
+        residual = np.nan_to_num(residual - (total / (count + PRIOR_WEIGHT))[user])
+        weighted = residual[row] * per_value[value]
+        parts.append(sparse.csr_matrix((weighted, (user[row], value)), shape=(users, values)))
+        noise += float(weighted @ weighted)
+    matrix = sparse.vstack(parts).tocsr()
+    rank = min(_TASTE_FACTORS, *(n - 1 for n in matrix.shape))
+    if rank < 1 or matrix.nnz == 0:
+        return np.zeros((values, 1), dtype=np.float32)
+    with threadpool_limits(1):
+        _, strength, right = randomized_svd(matrix, rank, n_iter=5, random_state=0)
+    present = max(1, len(np.unique(value)))
+    edge = noise / present * (1 + np.sqrt(present / users)) ** 2
+    root = np.maximum(strength**2 - edge, 0) ** 0.25
+    return (right.T * root * per_value[:, None]).astype(np.float32)

@@ -1,5 +1,6 @@
 """Looks at logs and proposes a config for them: what `mtrec init` writes, with everything it assumed."""
 
+import keyword
 import os
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import yaml
 
+from mtrec_ray.config import is_time_zone
 from mtrec_ray.data.filesystem import is_url
 from mtrec_ray.data.inspection.glimpse import Glimpse, named, plain
 from mtrec_ray.data.inspection.inspect_tables import describe_table, table_beside
@@ -33,6 +35,7 @@ _NAMES = {
         "position": "position",
         "domain": "domain surface scenario",
         "query": "query searchquery querytext",
+        "time_zone": "timezone tz usertimezone usertz",
     }.items()
 }
 _REMEDIES = {
@@ -86,6 +89,9 @@ def propose_config(paths: list[str], items: str | None = None, users: str | None
     if shown := [name for name in named(log.names, _NAMES["shown"]) if log.numbers(name) is not None]:
         data["numbers"] = shown
         notes.append(f"{shown} is known when the item is shown: a number feature of the candidate")
+    if vectors := [name for name in log.names if log.is_vector(name)]:
+        data["vectors"] = vectors
+        notes.append(f"{vectors} holds lists of numbers of one size: a vector of the candidate, as an embedding")
     relative = not is_url(paths[0]) and not os.path.isabs(paths[0])
     items = items or table_beside(log, columns["item"], relative, notes)
     for name, path, key in (("items", items, columns["item"]), ("users", users, columns["user"])):
@@ -148,6 +154,7 @@ def _find_context(log: Glimpse, notes: list[str]) -> dict[str, str]:
         "position": (_are_positions, "is the place on the page (data.columns.position)"),
         "domain": (_are_surfaces, "says which surface or scenario a row is of (data.columns.domain)"),
         "query": (_are_texts, "is a search query, read before the candidate's text (data.columns.query)"),
+        "time_zone": (_are_zones, "says whose clock hour and weekday go by (data.columns.time_zone)"),
     }
     found = {}
     for role, (fits, meaning) in checks.items():
@@ -168,6 +175,10 @@ def _are_surfaces(log: Glimpse, name: str) -> bool:
 
 def _are_texts(log: Glimpse, name: str) -> bool:
     return log.numbers(name) is None and not log.is_timestamp(name) and bool(log.texts(name))
+
+
+def _are_zones(log: Glimpse, name: str) -> bool:
+    return bool(log.texts(name)) and all(is_time_zone(text) for text in set(log.texts(name)))
 
 
 def _maybe_time(log: Glimpse, name: str) -> bool:
@@ -249,7 +260,7 @@ def _identifier(name: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    return name if name.isidentifier() else f"`{name}`"
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"`{name}`"
 
 
 def _run_name(path: str) -> str:

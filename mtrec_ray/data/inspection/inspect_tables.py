@@ -58,15 +58,17 @@ def describe_table(path: str, log: Glimpse, log_key: str, what: str, notes: list
     texts: list[str] = []
     categories: list[_Column] = []
     numbers: list[_Column] = []
+    vectors = [name for name in table.names if name != key and table.is_vector(name)]
     for name in table.names:
-        if name != key:
+        if name != key and name not in vectors:
             _place(table, name, texts, categories, numbers)
     template = " ".join(f"{{{name}}}" for name in texts) or None
     parts = {"path": path, "key": key, "text": template, "categories": categories, "numbers": numbers}
     notes.append(
         f"{what}: text from {texts or 'nothing'}, numbers {numbers or 'none'}, categories {categories or 'none'}"
+        + (f", vectors {vectors}" if vectors else "")
     )
-    return {part: content for part, content in parts.items() if content}
+    return {part: content for part, content in {**parts, "vectors": vectors}.items() if content}
 
 
 def _find_key(table: Glimpse, log_key: str, wanted: set[str]) -> str | None:

@@ -1,11 +1,11 @@
 """Context columns: what a log says of how a row came about, beside what came of it.
 
 Numbers: how much a row counts, the share of such rows that was kept, the place on the page, the chance of being shown
-there. Texts: the surface, the logging policy, the search query. All of them are optional, each with its key in
-`data.columns`.
+there. Texts: the surface, the logging policy, the search query, the zone of the user's clock. All of them are optional,
+each with its key in `data.columns`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ NUMBERS = ("row_weight", "sampling_rate", "position", "propensity")
 """Their order in request rows and batches, of those that the log has."""
 CODED = ("domain", "policy")
 """Texts that a batch has as indices; request rows hold the text itself as `<name>_name`, where the log has it."""
-TEXTS = (*CODED, "query")
+TEXTS = (*CODED, "query", "time_zone")
 MOST_POSITION = 2**24 - 1
 """A batch holds positions as float32, which has all whole numbers up to here."""
 
@@ -43,6 +43,26 @@ def context_numbers(columns: Columns) -> list[str]:
 def context_texts(columns: Columns) -> list[str]:
     """Those of `TEXTS` that the log has."""
     return [name for name in TEXTS if getattr(columns, name) is not None]
+
+
+def row_weights(context: Array, names: Sequence[str]) -> Array:
+    """float64 [C] how much each row counts, in losses and in metrics alike; `context` [C, X] has the columns `names`.
+
+    Its row weight, times the rows that it stands for: 1 / sampling rate. A rate is that of the row itself, so that its
+    inverse makes sums over the rows those over all that there were, whatever rows were left out by it: negatives, or
+    those of one surface.
+    """
+    weights = np.ones(len(context))
+    if "row_weight" in names:
+        weights *= context[:, names.index("row_weight")]
+    if "sampling_rate" in names:
+        weights /= context[:, names.index("sampling_rate")]
+    return weights
+
+
+def weighs(names: Sequence[str]) -> bool:
+    """Whether rows count differently by the context columns `names`."""
+    return not set(names).isdisjoint(_REQUIRED)
 
 
 def faults(name: str, column: str, values: Array) -> Iterator[tuple[Array, str]]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.reading.log_files import LogFile, Needed, needed_columns
+from mtrec_ray.data.reading.vectors import is_list
 from mtrec_ray.errors import DataError
 
 Types = dict[str, pa.DataType]
@@ -25,7 +26,7 @@ def check_drift(files: Sequence[LogFile], types: Sequence[Types], run: Run) -> N
     for file, found in zip(files, types, strict=True):
         for needed in asked[file.feedback]:
             now = found.get(needed.column, pa.null())
-            if pa.types.is_null(now):
+            if pa.types.is_null(now) or (is_list(now) and pa.types.is_null(now.value_type)):
                 continue
             key = (file.feedback, file.format, needed.column)
             before, earlier = last.get(key, (now, file))
@@ -82,6 +83,8 @@ def _kind(type: pa.DataType) -> str:
         return "text"
     if pa.types.is_temporal(type):
         return "time"
+    if is_list(type):
+        return f"list of {_kind(type.value_type)}s"  # the readers check how long each is
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     return "number" if any(is_number(type) for is_number in numbers) else str(type)
 

@@ -8,7 +8,8 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.reading.context import context_numbers, context_texts
 
 ROW_BITS = 40
-"""A row id is the file's number << ROW_BITS | the row's number in the file, which counts from 1."""
+"""A row id is the file's number << ROW_BITS | the row's number in the file, which counts from 1. While a log is read,
+the file's number is its place among the files; in prepared data it is that of `log_files.FileNumbers`."""
 QUARANTINE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
 
 
@@ -39,6 +40,7 @@ def event_schema(run: Run) -> pa.Schema:
     fields += [(f"feedback_time.{name}", pa.int64()) for name in run.tasks]
     fields += [(f"category.{category.column}", pa.string()) for category in run.data.categories]
     fields += [(f"number.{number.feature}", pa.float64()) for number in run.data.numbers]
+    fields += [(f"vector.{vector.column}", pa.list_(pa.float32())) for vector in run.data.vectors]
     fields += [(f"context.{name}", pa.float64()) for name in context_numbers(columns)]
     fields += [(f"context.{name}", pa.string()) for name in context_texts(columns)]
     return pa.schema(fields)

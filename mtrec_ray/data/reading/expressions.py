@@ -37,6 +37,7 @@ _COMPARISON: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_LARGE = 1e300
 _ARGUMENTS = {"isnull": (1, 1), "log": (1, 1), "min": (2, 9), "max": (2, 9), "clip": (3, 3)}
 _QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|`([^`]+)`""")
 
@@ -54,7 +55,10 @@ def evaluate(expression: str, columns: Mapping[str, Values], where: str = "expre
     tree, _ = _parse(expression, where)
     rows = len(next(iter(columns.values()), ()))
     with np.errstate(all="ignore"):
-        result = _Evaluator(expression, columns, where).number(tree.body)
+        try:
+            result = _Evaluator(expression, columns, where).number(tree.body)
+        except RecursionError:
+            raise ConfigError(f"{where}: '{expression[:80]} ...' is nested too deeply; write it shorter.") from None
     return np.array(np.broadcast_to(result, rows), dtype=np.float64)
 
 
@@ -84,10 +88,10 @@ def _parse(expression: str, where: str) -> tuple[ast.Expression, dict[str, bool]
 
     try:
         tree = ast.parse(_QUOTED.sub(hide, expression).strip(), mode="eval")
-    except (SyntaxError, ValueError) as error:
-        problem = getattr(error, "msg", str(error))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        problem = getattr(error, "msg", str(error)) or "it is nested too deeply"
         raise ConfigError(
-            f"{where}: '{expression}' is not an expression ({problem}). Write e.g. `rating >= 4`; a column whose "
+            f"{where}: '{expression[:200]}' is not an expression ({problem}). Write e.g. `rating >= 4`; a column whose "
             "name is no plain word goes in backticks."
         ) from None
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -136,7 +140,7 @@ class _Evaluator:
 
     def value(self, node: ast.expr) -> Any:
         match node:
-            case ast.Constant(value=bool() | int() | float() as number):
+            case ast.Constant(value=bool() | int() | float() as number) if abs(number) < _LARGE:
                 return np.float64(number)
             case ast.Constant(value=str() as text):
                 return text

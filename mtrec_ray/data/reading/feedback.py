@@ -16,7 +16,7 @@ class FeedbackReader(Reader):
     def events(self, batch: RawBatch) -> Events:
         assert self.file.feedback is not None
         source = self.run.data.feedback[self.file.feedback]
-        rows = RawRows(batch)
+        rows = RawRows(batch, self.file.path)
         names = feedback_columns(self.run, source)
         texts = self.texts(rows, {role: names[role] for role in names if role != "time"}, list(names))
         kind = texts.pop("event", None)

@@ -1,15 +1,17 @@
 """The files of a log and of its feedback, and the columns that the run needs of each of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.config import Data, Feedback, Run
 from mtrec_ray.data.reading import expressions
+from mtrec_ray.data.reading.events import ROW_BITS
 from mtrec_ray.data.reading.formats import DataFile, RawBatch, find_shards, read_batches
 from mtrec_ray.data.reading.partitions import Partitions
+from mtrec_ray.data.requests.ids import stable_hash
 from mtrec_ray.errors import DataError
 from mtrec_ray.registry import suggest
 
@@ -40,6 +42,8 @@ class LogFile(DataFile):
     """Its place in `data.feedback`; None for the log."""
     partitions: dict[str, str | None] = field(default_factory=dict)
     """What its folders say, by key."""
+    number: int = 0
+    """See `FileNumbers`."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,7 @@ class Needed:
 
 
 def find_files(data: Data) -> list[LogFile]:
-    """The log's shards, sorted by path, and then those of each feedback; their places in this list are the file numbers
-    in row ids.
+    """The log's shards, sorted by path, and then those of each feedback.
 
     Raises:
         DataError: a path with no file behind it.
@@ -63,7 +66,26 @@ def find_files(data: Data) -> list[LogFile]:
     files = _found(data, None, "data.logs")
     for i, feedback in enumerate(data.feedback):
         files += _found(feedback, i, f"data.feedback[{i}].logs")
-    return files
+    numbers = FileNumbers()
+    return [replace(file, number=numbers.next(file.name, file.feedback)) for file in files]
+
+
+class FileNumbers:
+    """The files' numbers in the ids of their rows, given out in the order of the files. They depend on the files' names
+    below the folder of the log, as `dt=2024-01-31/part-0.parquet`, and so stay as they are when other files come. Only
+    of two names with one hash (of 8 millions) the later one has the next free number.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    def next(self, name: str, feedback: int | None = None) -> int:
+        """`feedback`: see `LogFile`."""
+        number = stable_hash(name if feedback is None else f"{feedback}/{name}", "file") >> (1 + ROW_BITS)
+        while number in self._taken:
+            number = (number + 1) % (1 << (63 - ROW_BITS))
+        self._taken.add(number)
+        return number
 
 
 def needed_columns(run: Run, feedback: int | None = None) -> list[Needed]:
@@ -116,7 +138,7 @@ def _found(source: Data | Feedback, feedback: int | None, what: str) -> list[Log
     partitions = Partitions(source.partitions, f"{what.rsplit('.', 1)[0]}.partitions")
     shards = find_shards(source.logs, source.format, what, partitions)
     return [
-        LogFile(s.path, s.format, s.size, s.mtime_ns, feedback, partitions.values(s.path) if partitions else {})
+        LogFile(s.path, s.format, s.size, s.mtime_ns, s.name, feedback, partitions.values(s.path) if partitions else {})
         for s in shards
     ]
 
@@ -137,6 +159,7 @@ def _of_log(run: Run) -> list[Needed]:
                 needed.append((f"tasks.{name}.{part}", column))
     needed += [(f"data.categories[{i}]", category.column) for i, category in enumerate(run.data.categories)]
     needed += [(f"data.numbers[{i}]", number.column) for i, number in enumerate(run.data.numbers)]
+    needed += [(f"data.vectors[{i}]", vector.column) for i, vector in enumerate(run.data.vectors)]
     needed += [("data.unique_by", column) for column in run.data.unique_by]
     return [Needed(where, column, where in _IN_EVERY_FILE) for where, column in needed]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.config import Run, Task
-from mtrec_ray.data.reading.cells import as_micros
+from mtrec_ray.data.reading.cells import as_micros, infinite
 from mtrec_ray.data.reading.context import context_numbers, context_texts, faults, trimmed
 from mtrec_ray.data.reading.events import QUARANTINE, ROW_BITS, Events, event_schema
 from mtrec_ray.data.reading.feedback import FeedbackReader
@@ -19,6 +19,8 @@ from mtrec_ray.data.reading.patterns import extract_numbers
 from mtrec_ray.data.reading.raw_rows import RawRows
 from mtrec_ray.data.reading.reader import Reader, same
 from mtrec_ray.data.reading.user_map import KnownUsers
+from mtrec_ray.data.reading.vectors import to_lists
+from mtrec_ray.data.reading.zones import unknown_zones
 from mtrec_ray.errors import ConfigError, DataError
 from mtrec_ray.tasks.labels import labels_of
 
@@ -113,7 +115,7 @@ class LogReader(Reader):
     """A file of the log itself."""
 
     def events(self, batch: RawBatch) -> Events:
-        rows = RawRows(batch)
+        rows = RawRows(batch, self.file.path)
         columns = self._identity(rows)
         times = self.times(rows)
         columns["time"] = pa.array(times.micros)
@@ -130,7 +132,10 @@ class LogReader(Reader):
                 if number.pattern is None
                 else extract_numbers(rows.text(number.column), number.pattern, f"data.numbers[{i}].pattern")
             )
+            rows.reject(infinite(read), f"column '{number.column}' is not finite, as a number of 32 bits")
             columns[f"number.{number.feature}"] = pa.array(read)
+        for vector in self.run.data.vectors:
+            columns[f"vector.{vector.column}"] = to_lists(rows.vectors(vector))
         columns |= self._context(rows, columns.get("event"))
         return self.finish(rows, columns)
 
@@ -158,6 +163,9 @@ class LogReader(Reader):
             context[f"context.{name}"] = pa.array(values)
         for name in context_texts(columns):
             context[f"context.{name}"] = trimmed(rows.text(getattr(columns, name)))
+        if columns.time_zone is not None:
+            strange = unknown_zones(context["context.time_zone"])
+            rows.reject(strange & asked, f"column '{columns.time_zone}' is no IANA time zone, as Europe/Oslo")
         return context
 
     def _label(

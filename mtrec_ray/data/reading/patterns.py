@@ -16,7 +16,7 @@ def extract_numbers(texts: pa.Array, pattern: str, where: str) -> np.ndarray:
     """
     try:
         search = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: '{pattern}' is not a regular expression ({error}).") from None
     if not search.groups:
         raise ConfigError(f"{where}: '{pattern}' has no group; put the number in brackets, as '\\((\\d{{4}})\\)'.")

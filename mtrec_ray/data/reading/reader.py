@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.config import Run, Task
-from mtrec_ray.data.reading.cells import Times, as_micros, guess_unit
+from mtrec_ray.data.reading.cells import Times, as_micros, as_records, guess_unit, infinite
 from mtrec_ray.data.reading.events import QUARANTINE, ROW_BITS, Events, delivered_schema
 from mtrec_ray.data.reading.formats import BadRow, column_names, read_batches
 from mtrec_ray.data.reading.log_files import LogFile, feedback_columns
@@ -116,7 +116,8 @@ class Reader:
                 f"'{self.unit}', as declared, but from '{first.path}' on they are not, and '{fitting}' would fit. "
                 "Write the later files again in the declared unit, or leave them out."
             )
-        example = next(cell for cell in raw.to_pylist() if cell not in (None, ""))
+        cells = [row["cell"] for row in as_records(pa.table({"cell": raw}))]
+        example = next(cell for cell in cells if cell not in (None, ""))
         raise DataError(
             f"{self.unit_key}: '{self.unit}' does not fit column '{self.time}' of '{self.file.path}': "
             f"{example!r} would lie outside 1971-2099. Set {self.unit_key}: {fitting}."
@@ -154,7 +155,7 @@ def same(texts: pa.Array, wanted: str | None) -> np.ndarray:
 
 def _outside(label: np.ndarray, labels: Labels, task: Task) -> np.ndarray:
     """Observed labels that are not allowed."""
-    bad = np.isinf(label)
+    bad = infinite(label)
     if labels == "binary":
         bad |= (label != 0) & (label != 1)
     if labels == "class":
