@@ -37,7 +37,7 @@ format: $(STAMP)  ## Format and sort imports
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search, bench-balancing
+bench-%: $(STAMP)  ## Run a benchmark: make bench-packing, bench-stack, bench-peers, bench-search, bench-balancing, bench-id_tables, bench-prepare
 	@$(BIN)/python benchmarks/$*.py
 
 proof-%: $(STAMP)  ## Prove a method on logs with a planted answer (minutes each): make proof-NAME, NAME as in benchmarks/proofs

@@ -130,7 +130,6 @@ class Bench:
 
     def per_task(self) -> Callable[[], object]:
         """The plain sum's step with a backward pass for each task."""
-        parameters = [p for p in self.engine.model.parameters() if p.requires_grad]
 
         def steps() -> Iterator[None]:
             for n, data in enumerate(cycle(self.steps)):
@@ -138,13 +137,10 @@ class Bench:
                 scales = self.objective.scales(self.objective.counts(batch))
                 self.engine.model.train()
                 sums = self.objective.loss_sums(self.engine.forward(batch, DropoutKey(self.run.seed, n)), batch)
-                losses = sums * scales
-                for t in range(len(losses)):
-                    found = torch.autograd.grad(losses[t], parameters, retain_graph=True, allow_unused=True)
-                    for parameter, gradient in zip(parameters, found, strict=True):
-                        if gradient is not None:
-                            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                del sums, losses, found
+                *others, last = sums * scales
+                for loss in others:
+                    loss.backward(retain_graph=True)
+                self.engine.backward(last, last=True)
                 self.engine.step(1.0)
                 yield
 
