@@ -64,10 +64,19 @@ class Batch:
     """int64 [C] first history event of the candidate's request, as an index into E"""
     candidate_event_end: torch.Tensor
     """int64 [C] one past the last history event the candidate may see"""
+    vectors: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """float32 [C, V] the declared vectors side by side, see `manifest.vectors`; NaN in all of a missing one; [0, 0] of
+    data without any"""
     catalogue: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """int64 [C] row of the catalogue (`data.catalogue`) of each candidate's item; [0] of data without one"""
     event_catalogue: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """int64 [E] row of the catalogue of each history event, likewise"""
+    user_hash: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [C] the user's id, hashed (`data.id_hashes`); [0] of data for exact tables, as the next two"""
+    item_hash: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [C]"""
+    event_hash: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [E] of the item of each history event"""
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})

@@ -6,7 +6,8 @@ all items (`labels.MATCHING`).
 `item string` · `index int32` row of the item vocabulary, 0 = unknown to train · `categories list<int32>` values of the
 item's own categories side by side, each as wide as in the manifest (0 unknown, -1 absent) · `ids list<int32>` tokens of
 its text, at most `history.candidate_tokens`; empty without text or backbone · `first_seen int64` µs, the smallest time
-at which the log mentions it; null for items of the table alone, of which nobody knows since when they exist ·
+at which the log mentions it, or `data.items.published` if that is earlier; null for items of the table alone of which
+nobody says since when they exist ·
 `shown int64` train rows · `positives.<task> int64` train rows with label 1, per task that matches. Requests name items
 by their row: columns `catalogue` of candidates and `event_catalogue` of history events.
 """
@@ -44,7 +45,7 @@ class Catalogue:
     text: Ragged
     """[I] int32 token ids"""
     first_seen: Array
-    """int64 [I] µs; `NEVER` for items that the log does not mention"""
+    """int64 [I] µs; `NEVER` for items of which nobody says since when they exist"""
     shown: Array
     """int64 [I] train rows"""
     positives: dict[str, Array]

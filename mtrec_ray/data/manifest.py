@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.labels import Labels
 
-FORMAT = 3
+FORMAT = 4
 SPLITS = ("train", "valid", "test")
 
 
@@ -51,7 +51,8 @@ class TaskEntry(_Entry):
     positives: dict[str, int]
     """Labels > 0 per split."""
     mean: float
-    """Mean of the train labels: the base rate of a binary task."""
+    """Mean of the train labels, each with the weight of its row (`reading.context.row_weights`), as all that follows:
+    the base rate of a binary task."""
     std: float
     frequencies: list[float] = []
     """Of labels that are classes: share of each class in train."""
@@ -91,6 +92,33 @@ class NumberEntry(_Entry):
     """Distinct, ascending inner quantiles of the train values; the edges of a piecewise-linear encoding."""
 
 
+class VectorEntry(_Entry):
+    """One declared vector: columns `offset : offset + size` of a candidate's `vectors`; a row of NaN = missing."""
+
+    name: str
+    scope: Literal["log", "item", "user"]
+    """Those of items and users lie in `data.vectors`, a row per row of their table; requests hold those of the log."""
+    offset: int
+    size: int
+
+
+class CollisionEntry(_Entry):
+    """How many train ids share rows of a hashed table (`data.id_hashes.collisions` has the formulas)."""
+
+    of: Literal["user", "item"]
+    ids: int
+    """Different ones of the train rows."""
+    rows: int
+    hashes: int
+    """Rows for each id."""
+    some: float
+    """Share of the ids that have one of their rows in common with another."""
+    all: float
+    """Share of the ids that have the same rows as another, so that no vector tells the two apart."""
+    expected_some: float
+    expected_all: float
+
+
 class CatalogueEntry(_Entry):
     """The list of all items, `data.catalogue`, which only tasks that match users against items need."""
 
@@ -107,7 +135,11 @@ class ShardEntry(_Entry):
     """One Parquet file of requests; its lengths are in the sidecar `<stem>.lengths.parquet` beside it."""
 
     path: str
-    """Relative to the prepared folder."""
+    """Relative to the prepared folder; shards lie beside it, in `pieces`, since other prepared folders share them."""
+    bucket: int
+    """The bucket of users: all requests of a user are in shards of one bucket."""
+    period: int
+    """Its number since 1970, of `data.period`; 0 without."""
     requests: int
     candidates: int
     tokens: int
@@ -123,9 +155,14 @@ class Manifest(_Entry):
     tasks: list[TaskEntry]
     categories: list[CategoryEntry]
     numbers: list[NumberEntry]
+    vectors: list[VectorEntry] = []
+    """Those of the log first, then those of items and of users."""
     num_users: int
     """Rows of the table of user ids; row 0 is the unknown user."""
     num_items: int
+    id_collisions: list[CollisionEntry] = []
+    """With `features.ids: hashed`, of the tables as the run had them that made this data: it serves tables of any
+    size."""
     context: list[str]
     """Columns of a candidate's `context`: those of row_weight, sampling_rate, position, propensity that the log has."""
     domains: list[str]

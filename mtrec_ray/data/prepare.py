@@ -15,9 +15,11 @@ however many tasks run at once.
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
@@ -25,39 +27,64 @@ from mtrec_ray.data.catalogue import CATALOGUE, Catalogue
 from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.features.attributes import Tables, category_columns, read_tables
 from mtrec_ray.data.features.scalers import number_entries
-from mtrec_ray.data.filesystem import write_atomic, write_table_atomic
+from mtrec_ray.data.features.side_features import asks_item_past
+from mtrec_ray.data.filesystem import FoundFile, find, write_atomic, write_table_atomic, writing
 from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, Collected, Fitted, fit
 from mtrec_ray.data.fitting.fitted_files import save_fitted
 from mtrec_ray.data.fitting.tokenizer import has_shared_end, make_tokenizer
-from mtrec_ray.data.manifest import SPLITS, CatalogueEntry, CategoryEntry, Manifest
+from mtrec_ray.data.id_hashes import collision_notes, table_collisions
+from mtrec_ray.data.manifest import SPLITS, CatalogueEntry, CategoryEntry, Manifest, ShardEntry
 from mtrec_ray.data.prepared import Prepared, Workplace, is_complete, load_prepared, prepared_path
 from mtrec_ray.data.preparing.catalogue import item_categories, make_catalogue, matching_tasks
+from mtrec_ray.data.preparing.dependence import bucket_part, encoding_part, reading_part
+from mtrec_ray.data.preparing.digest import digest
 from mtrec_ray.data.preparing.fingerprint import fingerprint
-from mtrec_ray.data.preparing.item_pass import answer_items
-from mtrec_ray.data.preparing.notes import delivery_notes
+from mtrec_ray.data.preparing.item_pass import answer_items, is_sent
+from mtrec_ray.data.preparing.notes import delivery_notes, reuse_notes
 from mtrec_ray.data.preparing.parallel import MapTasks, ray_tasks
-from mtrec_ray.data.preparing.settle import SettleTask, must_settle, settle_bucket
-from mtrec_ray.data.preparing.shuffle import ShuffleTask, check_shuffled, shuffle_file, write_quarantine
-from mtrec_ray.data.preparing.stages import (
+from mtrec_ray.data.preparing.pieces import PIECES, Kept, Pieces, key_of
+from mtrec_ray.data.preparing.settle import Source
+from mtrec_ray.data.preparing.shards import (
+    DOCUMENTS,
     ROW_GROUP_REQUESTS,
-    Counts,
+    SHARDS,
     EncodeTask,
-    FitTask,
-    Source,
     Written,
+    common_digest,
+    encode_bucket,
+    encode_key,
+)
+from mtrec_ray.data.preparing.shuffle import (
+    READ,
+    BucketFiles,
+    ShuffleTask,
+    bucket_files,
+    check_shuffled,
+    file_key,
+    shuffle_file,
+    write_quarantine,
+)
+from mtrec_ray.data.preparing.stages import (
+    Counts,
+    FitTask,
+    Sums,
     boundary_keys,
     collect_bucket,
     count_bucket,
     count_seconds,
-    encode_bucket,
+    has_windows,
+    send_bucket,
     user_counts,
 )
+from mtrec_ray.data.preparing.vectors import store_vectors
 from mtrec_ray.data.reading.context import context_numbers
 from mtrec_ray.data.reading.drift import absent_columns
 from mtrec_ray.data.reading.logs import check_log, find_files
 from mtrec_ray.data.reading.user_map import read_user_map
+from mtrec_ray.data.reading.vectors import with_sizes
 from mtrec_ray.data.requests.deliveries import sources_of
-from mtrec_ray.data.requests.splits import Key, Locator, TimeSplit, explicit_boundaries, sizes
+from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.data.requests.splits import Key, Locator, TimeSplit, explicit_boundaries, fitted_until, sizes
 from mtrec_ray.errors import DataError
 from mtrec_ray.progress import say
 from mtrec_ray.registry import import_plugins
@@ -87,13 +114,15 @@ def prepare(run: Run, map_tasks: MapTasks = ray_tasks) -> Prepared:
         return Prepared.load(path)
     shared_end = has_shared_end(run)
     place = Workplace(path)
+    kept = Kept(Pieces.of(run.data.prepared_dir), map_tasks)
     try:
-        manifest = _Preparation(run, map_tasks, place, shared_end).make(Path(path).name)
-        place.publish(manifest)
+        preparation = _Preparation(with_sizes(run), map_tasks, place, kept, shared_end)
+        manifest, refitted = preparation.make(Path(path).name)
+        place.publish(manifest, kept)
     finally:
         place.close()
     prepared = Prepared.load(path)
-    say(_summary(prepared, run))
+    say("\n".join([_summary(prepared, run), *reuse_notes(kept, refitted, run)]))
     return prepared
 
 
@@ -102,63 +131,83 @@ class _Preparation:
     run: Run
     map_tasks: MapTasks
     place: Workplace
+    kept: Kept
     shared_end: bool
 
-    def make(self, digest: str) -> Manifest:
-        """Writes everything but the manifest."""
-        run, buckets = self.run, range(self.run.data.buckets)
-        tables = read_tables(run)
+    def make(self, digest_of_all: str) -> tuple[Manifest, bool]:
+        """Writes everything but the manifest. Also whether something else is fitted than by the `prepare` before."""
+        run, kept = self.run, self.kept
+        tables, vectors = store_vectors(self.place.fs, self.place.out, run, read_tables(run))
         aggregates = declared(run)
-        source, read, last = self._shuffle(tables)
-        counts = self.map_tasks(count_bucket, buckets, source, "Counting candidates", "buckets")
-        boundaries = self._boundaries(counts, source)
-        most, items_run = MOST_INTERACTIONS // run.data.buckets, any(a.kind == "running" for a in aggregates)
-        log_end = max(last, *(c.log_end for c in counts))
-        fit_task = FitTask(source, tables, boundaries, log_end, most, items_run)
-        collected = self.map_tasks(collect_bucket, buckets, fit_task, "Collecting statistics", "buckets")
-        if items_run:
-            place = (source.fs, source.work, run.data.buckets)
-            self.map_tasks(answer_items, buckets, place, "Following items", "buckets")
-        parts = [part for part, _, _ in collected]
+        source, buckets, read = self._shuffle(tables)
+        counts = kept.map(
+            "counts", count_bucket, buckets, [b.key for b in buckets], source, "Counting candidates", "buckets"
+        )
+        for c in counts:
+            read.update(c.settled.counts)
+        boundaries = self._boundaries(counts, source, buckets)
+        items_run = asks_item_past(run)
+        fit_task = FitTask(
+            source=source,
+            tables=tables,
+            boundaries=boundaries,
+            fitted_until=fitted_until(run, boundaries),
+            log_end=max(c.log_end for c in counts) if has_windows(run) else NEVER,
+            most_interactions=MOST_INTERACTIONS // run.data.buckets,
+            items_run=items_run,
+        )
+        sums = self._collect(fit_task, buckets)
+        answers = self._answer(fit_task, buckets) if items_run else [""] * len(buckets)
+        parts = [s.collected for s in sums]
         with_factors = any(a.kind == "~" and a.of == "item" for a in aggregates)
         fitted = fit(parts, run, tables, with_factors)
-        tokenizer = self._tokenizer(parts, tables)
+        tokenizer, tokenizer_digest = self._tokenizer(parts, tables)
         save_fitted(self.place.fs, f"{self.place.out}/fitted", fitted)
         catalogue = None
         if matching_tasks(run):
-            seen = [part for _, _, part in collected if part is not None]
+            seen = [s.seen for s in sums if s.seen is not None]
             catalogue = make_catalogue(seen, run, tables, fitted, tokenizer)
             write_table_atomic(self.place.fs, f"{self.place.out}/{CATALOGUE}", catalogue.to_table())
         train_rows = sum(part.users.rows().sum() for part in parts)
-        below = min(2**64 - 1, int(2**64 * _SCALER_ROWS / train_rows))
+        until = fit_task.fitted_until
         task = EncodeTask(
-            source,
-            self.place.out,
-            tables,
-            boundaries,
-            log_end,
-            fitted,
-            tokenizer,
-            self.shared_end,
-            items_run,
-            below,
-            None if catalogue is None else catalogue.items,
+            source=source,
+            pieces=kept.pieces,
+            run=encoding_part(run),
+            period=run.data.period,
+            tables=tables,
+            boundaries=boundaries,
+            log_end=fit_task.log_end,
+            # Of what was fitted, requests hold neither what tasks are like nor, without aggregates, the statistics.
+            fitted=replace(fitted, tasks=[], statistics=fitted.statistics if aggregates else []),
+            tokenizer=tokenizer,
+            shared_end=self.shared_end,
+            items_run=items_run,
+            sample_below=min(2**64 - 1, int(2**64 * _SCALER_ROWS / train_rows)),
+            sample_until=NEVER if until is None else until.train_until.time,
+            catalogue=None if catalogue is None else catalogue.items,
+            common="",
         )
-        written = self.map_tasks(encode_bucket, buckets, task, "Encoding requests", "buckets")
-        items = len(set().union(*(items for _, items, _ in collected)))
-        return self._manifest(
-            digest, fitted, tokenizer, boundaries, written, catalogue, _counts(read, counts, written, items)
-        )
+        task = replace(task, common=common_digest(task, tokenizer_digest))
+        encoded = self._encode(task, buckets, answers)
+        manifest = self._manifest(digest_of_all, fitted, tokenizer, boundaries, encoded, catalogue, read, counts, sums)
+        refitted = kept.changed(key_of(source.run, run.features.aggregates, run.backbone.name), task.common)
+        return manifest.model_copy(update={"vectors": vectors}), refitted
 
-    def _shuffle(self, tables: Tables) -> tuple[Source, Counter[str], int]:
-        """The events in buckets; how many rows were read, in quarantine and so on; the last time of feedback."""
-        run, place = self.run, self.place
+    def _shuffle(self, tables: Tables) -> tuple[Source, list[BucketFiles], Counter[str]]:
+        """Where the events of the buckets are, and how many rows were read, in quarantine and so on."""
+        run, place, pieces = self.run, self.place, self.kept.pieces
         files = find_files(run.data)
         check_log(files, run)
-        task = ShuffleTask(run, place.fs, place.work, files, read_user_map(run.data))
-        counts = self.map_tasks(shuffle_file, list(enumerate(files)), task, "Reading logs", "files")
+        part = reading_part(run)
+        user_map = [] if run.data.user_map is None else find(run.data.user_map.path)
+        keys = [file_key(file, part, user_map) for file in files]
+        task = ShuffleTask(part, pieces, files, read_user_map(run.data))
+        items = [(i, file, key) for i, (file, key) in enumerate(zip(files, keys, strict=True))]
+        counts = self.kept.map(READ, shuffle_file, items, keys, task, "Reading logs", "files")
         quarantine = f"{place.out}/quarantine.parquet"
-        of_tables = write_quarantine(place.fs, place.work, quarantine, (tables.items, tables.users))
+        spoilt = [key for key, c in zip(keys, counts, strict=True) if c.reasons]
+        of_tables = write_quarantine(pieces, spoilt, quarantine, (tables.items, tables.users))
         try:
             ids = check_shuffled(files, counts, run, f"{place.path}.quarantine.parquet")
         except DataError:
@@ -172,19 +221,63 @@ class _Preparation:
         )
         if run.data.user_map is not None:
             read["rows_unmapped"] = sum(c.unmapped for c in counts)
-        if not must_settle(run):
-            return Source(run, place.fs, place.work, ids), read, -1
-        settle = SettleTask(run, place.fs, place.work, f"{place.work}/settled", sources_of(files))
-        settled = self.map_tasks(settle_bucket, range(run.data.buckets), settle, "Settling deliveries", "buckets")
-        for part in settled:
-            read.update(part.counts)
-        return Source(run, place.fs, settle.settled, ids), read, max(part.last for part in settled)
+        numbers = np.array([file.number for file in files], dtype=np.int64)
+        named = pa.table({"number": numbers, "path": [file.path for file in files]})
+        write_table_atomic(place.fs, f"{place.out}/files.parquet", named)
+        of_bucket = bucket_part(run)
+        source = Source(of_bucket, place.fs, place.work, ids, sources_of(files), numbers)
+        return source, bucket_files(files, keys, counts, pieces, of_bucket, ids), read
 
     def _keep(self, quarantine: str) -> None:
         """The quarantine file outlives a preparation that failed."""
         self.place.fs.copy_file(quarantine, f"{self.place.root}.quarantine.parquet")
 
-    def _boundaries(self, counts: Sequence[Counts], source: Source) -> TimeSplit | None:
+    def _collect(self, task: FitTask, buckets: Sequence[BucketFiles]) -> list[Sums]:
+        beside = (self._table_files(), task.boundaries, task.fitted_until, task.log_end)
+        keys = [key_of(bucket.key, beside) for bucket in buckets]
+        return self.kept.map("sums", collect_bucket, buckets, keys, task, "Collecting statistics", "buckets")
+
+    def _table_files(self) -> list[list[FoundFile]]:
+        return [find(table.path) for table in (self.run.data.items, self.run.data.users) if table is not None]
+
+    def _answer(self, task: FitTask, buckets: Sequence[BucketFiles]) -> list[str]:
+        """Tells candidates how their items have done; a digest of what each bucket is told."""
+        fs, work, numbers = task.source.fs, task.source.work, range(len(buckets))
+        unsent = [bucket for bucket in buckets if not is_sent(fs, work, bucket.number)]
+        if unsent:
+            self.map_tasks(send_bucket, unsent, task, "Sending items", "buckets")
+        told = self.map_tasks(answer_items, numbers, (fs, work, len(buckets)), "Following items", "buckets")
+        return [digest([of_items[bucket] for of_items in told]) for bucket in numbers]
+
+    def _encode(self, task: EncodeTask, buckets: Sequence[BucketFiles], answers: Sequence[str]) -> "_Encoded":
+        pieces = self.kept.pieces
+        known = {kind: pieces.known(kind) for kind in (SHARDS, DOCUMENTS)}
+        tables = self._table_files()
+        keys = [encode_key(bucket, task, tables, told) for bucket, told in zip(buckets, answers, strict=True)]
+        found = self.kept.map(
+            "buckets",
+            encode_bucket,
+            buckets,
+            keys,
+            task,
+            "Encoding requests",
+            "buckets",
+            usable=lambda of_bucket: (
+                known[SHARDS].issuperset(key for *_, key in of_bucket.shards)
+                and (of_bucket.documents is None or of_bucket.documents in known[DOCUMENTS])
+            ),
+        )
+        shards = [
+            (period, bucket.number, split, key)
+            for bucket, of_bucket in zip(buckets, found, strict=True)
+            for period, split, key in of_bucket.shards
+        ]
+        documents = [of_bucket.documents for of_bucket in found if of_bucket.documents is not None]
+        for kind, used in ((SHARDS, [key for *_, key in shards]), (DOCUMENTS, documents)):
+            self.kept.count(kind, used, len(set(used) - known[kind]))
+        return _Encoded(sorted(shards), pieces.load_all(SHARDS, [key for *_, key in sorted(shards)]), documents)
+
+    def _boundaries(self, counts: Sequence[Counts], source: Source, buckets: Sequence[BucketFiles]) -> TimeSplit | None:
         """Raises `DataError` for too few candidates, or a split column that says nothing of some of them."""
         run, total = self.run, sum(c.candidates for c in counts)
         if run.split.by == "column":
@@ -206,11 +299,9 @@ class _Preparation:
                 f"train, {run.split.valid:.0%} validation and {run.split.test:.0%} test; give a longer log, or "
                 "split.by: column."
             )
-        return TimeSplit(*self._locator(counts, source).find(list(places)))
+        return TimeSplit(*self._locator(counts, source, buckets).find(list(places)))
 
-    def _locator(self, counts: Sequence[Counts], source: Source) -> Locator:
-        buckets = range(self.run.data.buckets)
-
+    def _locator(self, counts: Sequence[Counts], source: Source, buckets: Sequence[BucketFiles]) -> Locator:
         def count(width: int, lows: list[int] | None) -> Counter[int]:
             if lows is None:
                 return sum((c.hours for c in counts), Counter[int]())
@@ -223,18 +314,27 @@ class _Preparation:
 
         return Locator(count, members)
 
-    def _tokenizer(self, parts: Sequence[Collected], tables: Tables) -> PreTrainedTokenizerBase | None:
+    def _tokenizer(self, parts: Sequence[Collected], tables: Tables) -> tuple[PreTrainedTokenizerBase | None, str]:
+        """The tokenizer, and the digest of its files."""
         items = [item for part in parts for item in part.event_items]
         words = [word for part in parts for word in part.words]
         queries = [query for part in parts for query in part.queries]
         versions = [row for part in parts for row in part.event_versions.tolist()]
         tokenizer = make_tokenizer(self.run, tables, items, words, queries, versions)
+        files: dict[str, bytes] = {}
         if tokenizer is not None:
             with tempfile.TemporaryDirectory() as folder:
-                tokenizer.save_pretrained(folder)
-                for file in sorted(Path(folder).iterdir()):
-                    write_atomic(self.place.fs, f"{self.place.out}/tokenizer/{file.name}", file.read_bytes())
-        return tokenizer
+                with writing(folder):
+                    try:
+                        tokenizer.save_pretrained(folder)
+                    except Exception as error:  # tokenizers raises nothing more special
+                        if "os error" not in str(error):
+                            raise
+                        raise OSError(str(error)) from error
+                files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+        for name, content in files.items():
+            write_atomic(self.place.fs, f"{self.place.out}/tokenizer/{name}", content)
+        return tokenizer, digest(files)
 
     def _manifest(
         self,
@@ -242,10 +342,13 @@ class _Preparation:
         fitted: Fitted,
         tokenizer: PreTrainedTokenizerBase | None,
         boundaries: TimeSplit | None,
-        written: Sequence[Written],
+        encoded: "_Encoded",
         catalogue: Catalogue | None,
-        counts: dict[str, int],
+        read: Counter[str],
+        counts: Sequence[Counts],
+        sums: Sequence[Sums],
     ) -> Manifest:
+        written = encoded.written
         ends = {} if boundaries is None else {name: key.time for name, key in boundaries._asdict().items()}
         return Manifest(
             fingerprint=digest,
@@ -257,19 +360,46 @@ class _Preparation:
             context=context_numbers(self.run.data.columns),
             domains=["", *fitted.domains.keys.to_pylist()],
             policies=["", *fitted.policies.keys.to_pylist()],
-            positions=_ends([w.positions for w in written]),
-            propensities=sum(w.propensities for w in written),
+            positions=_ends([s.positions for s in sums]),
+            propensities=sum(s.propensities for s in sums),
             history_layout="shared_end" if self.shared_end else "staircase",
             vocab_size=0 if tokenizer is None else len(tokenizer),
             max_request_tokens=max(w.longest["request"] for w in written),
             max_position=max(w.longest["position"] for w in written),
             row_group_requests=ROW_GROUP_REQUESTS,
-            shards={split: [w.shards[split] for w in written] for split in SPLITS},
-            documents=[w.documents for w in written if w.documents is not None],
+            shards={split: encoded.entries(split) for split in SPLITS},
+            documents=[f"../{PIECES}/{DOCUMENTS}/{key}.parquet" for key in encoded.documents],
             boundaries=ends,
             catalogue=None if catalogue is None else _catalogue_entry(self.run, catalogue),
-            counts=counts,
+            id_collisions=table_collisions(fitted.users.keys.to_pylist(), fitted.items.keys.to_pylist(), self.run),
+            counts=_counts(read, counts, sums, written),
         )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """All shards, ordered by period and bucket."""
+
+    shards: list[tuple[int, int, str, str]]
+    """(period, bucket, split, key)"""
+    written: list[Written]
+    documents: list[str]
+    """Keys"""
+
+    def entries(self, split: str) -> list[ShardEntry]:
+        return [
+            ShardEntry(
+                path=f"../{PIECES}/{SHARDS}/{key}.parquet",
+                bucket=bucket,
+                period=period,
+                requests=written.requests,
+                candidates=written.candidates,
+                tokens=written.tokens,
+                sha256=written.sha256,
+            )
+            for (period, bucket, of_split, key), written in zip(self.shards, self.written, strict=True)
+            if of_split == split
+        ]
 
 
 def _ends(ranges: Sequence[list[int]]) -> list[int]:
@@ -293,22 +423,24 @@ def _category_entries(run: Run, fitted: Fitted) -> list[CategoryEntry]:
     return entries
 
 
-def _counts(read: Counter[str], counts: Sequence[Counts], written: Sequence[Written], items: int) -> dict[str, int]:
+def _counts(
+    read: Counter[str], counts: Sequence[Counts], sums: Sequence[Sums], written: Sequence[Written]
+) -> dict[str, int]:
     encoded = sum((Counter(w.counts) for w in written), Counter[str]())
-    shards = [shard for w in written for shard in w.shards.values()]
+    users = sum((Counter(s.users) for s in sums), Counter[str]())
     return {
         **read,
-        "events": encoded["events"],
+        "events": sum(s.events for s in sums),
         "users": sum(c.users for c in counts),
         "users_with_few_candidates": sum(c.few for c in counts),
-        "items": items,
-        "requests": sum(shard.requests for shard in shards),
-        "candidates": sum(shard.candidates for shard in shards),
+        "items": len(set().union(*(s.items for s in sums))),
+        "requests": sum(w.requests for w in written),
+        "candidates": sum(w.candidates for w in written),
         "cut_texts": encoded["cut_events"] + encoded["cut_candidates"],
         "cut_events": encoded["cut_events"],
         "cut_candidates": encoded["cut_candidates"],
         "duplicates": sum(c.duplicates for c in counts),
-        **{name: encoded[name] for split in SPLITS[1:] for name in user_counts(split)},
+        **{name: users[name] for split in SPLITS[1:] for name in user_counts(split)},
     }
 
 
@@ -326,9 +458,10 @@ def _summary(prepared: Prepared, run: Run) -> str:
         lines.append(f"{counts['users_with_few_candidates']} users have fewer than 3 candidates: all in train")
     if counts["cut_texts"]:
         lines.append(
-            f"{counts['cut_events']} events and {counts['cut_candidates']} candidates have texts longer than "
-            "history.event_tokens or history.candidate_tokens; they were cut"
+            f"{counts['cut_events']} events in histories and {counts['cut_candidates']} candidates have texts longer "
+            "than history.event_tokens or history.candidate_tokens; they were cut"
         )
+    lines += collision_notes(manifest.id_collisions)
     lines += delivery_notes(counts, run)
     lines += [
         f"No candidate is in {split}" for split in SPLITS if not any(s.candidates for s in manifest.shards[split])

@@ -1,5 +1,6 @@
 """A folder of prepared data: finding it, and making it known only once it is complete."""
 
+import json
 import posixpath
 import uuid
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ from typing import Self
 import pyarrow.fs as pafs
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.filesystem import open_fs, write_atomic
+from mtrec_ray.data.filesystem import is_url, open_fs, unreachable, write_atomic, writing
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.preparing.fingerprint import fingerprint
+from mtrec_ray.data.preparing.pieces import Kept
+from mtrec_ray.data.preparing.prune import SCRATCH, USED
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.errors import DataError
 
@@ -30,13 +33,18 @@ class Prepared:
 
 def prepared_path(run: Run, digest: str) -> str:
     """Where prepared data with this fingerprint lies."""
-    return f"{run.data.prepared_dir.rstrip('/')}/{digest}"
+    given = run.data.prepared_dir
+    folder = given.rstrip("/") + "/"
+    return (folder if is_url(folder) == is_url(given) else given) + digest  # the slashes of `file:///` belong to it
 
 
 def is_complete(path: str) -> bool:
-    """Whether the manifest, which is written last, is there."""
+    """Whether the manifest, which is written last, is there. Raises `DataError` for a file system that says neither."""
     fs, root = open_fs(path)
-    return fs.get_file_info(posixpath.join(root, "manifest.json")).type == pafs.FileType.File
+    try:
+        return fs.get_file_info(posixpath.join(root, "manifest.json")).type == pafs.FileType.File
+    except OSError as error:
+        raise unreachable(path, error) from error
 
 
 def load_prepared(run: Run) -> Prepared:
@@ -64,20 +72,35 @@ class Workplace:
     def __init__(self, path: str) -> None:
         self.path = path
         self.fs, self.root = open_fs(path)
-        self.scratch = f"{self.root}.tmp-{uuid.uuid4().hex[:8]}"
+        self.scratch = f"{self.root}{SCRATCH}{uuid.uuid4().hex[:8]}"
         self.has_folders = self.fs.type_name in ("local", "hdfs")
         self.work = f"{self.scratch}/work"
         self.out = f"{self.scratch}/out" if self.has_folders else self.root
         for folder in (self.work, self.out):
-            self.fs.create_dir(folder, recursive=True)
+            with writing(folder):
+                self.fs.create_dir(folder, recursive=True)
 
-    def publish(self, manifest: Manifest) -> None:
-        """Writes the manifest and makes the folder known. If another run was faster, its folder stays."""
+    def publish(self, manifest: Manifest, kept: Kept) -> None:
+        """Writes the manifest, and which pieces it came of, and makes the folder known. If another run was faster, its
+        folder stays.
+
+        Raises:
+            DataError: a piece was deleted meanwhile.
+        """
+        for kind, keys in kept.used.items():
+            if keys - kept.pieces.known(kind):
+                raise DataError(
+                    f"Files below {kept.pieces.root}/{kind} were deleted while they were used. Run `mtrec prepare` "
+                    "again, and `mtrec prepare --prune` when no other is at work."
+                )
+        used = {kind: sorted(keys) for kind, keys in kept.used.items()}
+        write_atomic(self.fs, f"{self.out}/{USED}", json.dumps(used).encode())
         write_atomic(self.fs, f"{self.out}/manifest.json", manifest.to_json().encode())
         if self.has_folders and not is_complete(self.path):
-            if self.fs.get_file_info(self.root).type == pafs.FileType.Directory:
-                self.fs.delete_dir(self.root)
-            self.fs.move(self.out, self.root)
+            with writing(self.root):
+                if self.fs.get_file_info(self.root).type == pafs.FileType.Directory:
+                    self.fs.delete_dir(self.root)
+                self.fs.move(self.out, self.root)
 
     def close(self) -> None:
         """Deletes what is not part of the result."""

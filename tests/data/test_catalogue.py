@@ -67,6 +67,17 @@ def test_every_item_of_the_log_and_of_the_table_is_there_with_what_is_known_of_i
     assert len({tuple(ids) for ids in tokens}) == 6
 
 
+def test_an_item_exists_from_its_publication_on_or_from_when_the_log_first_mentions_it(tmp_path):
+    published = {"i0": START + 50, "i1": START + 5000, "never": START + 7, "late": ""}
+    rows = "".join(f"{item},{time}\n" for item, time in published.items())
+    (tmp_path / "items.csv").write_text("item,published\n" + rows)
+    prepared = prepare(run(data__items={"path": "items.csv", "key": "item", "published": "published"}), serial_tasks)
+    found = load_catalogue(prepared.path, prepared.manifest)
+    first_seen = dict(zip(found.items.to_pylist(), found.first_seen.tolist(), strict=True))
+    expected = {"i0": START + 50, "i1": START + 110, "never": START + 7, "late": START + 1000}
+    assert {item: first_seen[item] for item in expected} == {k: v * SECOND for k, v in expected.items()}
+
+
 def test_requests_name_items_by_their_rows():
     prepared = prepare(run(), serial_tasks)
     found = load_catalogue(prepared.path, prepared.manifest)

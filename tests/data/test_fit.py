@@ -7,8 +7,9 @@ from mtrec_ray.data.features.statistics import Interactions, item_factors
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.fitting.fit import collect, fit
 from mtrec_ray.data.fitting.fitted_files import load_fitted, save_fitted
-from mtrec_ray.data.fitting.tally import Tally, Vocabulary, merge
+from mtrec_ray.data.fitting.tally import Tally, Vocabulary, earliest, in_order, merge
 from mtrec_ray.data.requests.ids import fold_of
+from mtrec_ray.data.requests.rows import NEVER
 from mtrec_ray.data.requests.splits import Key, TimeSplit
 from mtrec_ray.errors import DataError
 from tests.data.by_hand import SECOND, bucket, config
@@ -47,7 +48,6 @@ def same(left, right):
     assert left.items.keys.equals(right.items.keys)
     assert left.tasks == right.tasks
     assert left.widths == right.widths
-    np.testing.assert_array_equal(left.first_seen, right.first_seen)
     for ours, theirs in zip(left.statistics, right.statistics, strict=True):
         np.testing.assert_array_equal(ours.mean, theirs.mean)
         np.testing.assert_array_equal(ours.categories["place"], theirs.categories["place"])
@@ -94,6 +94,36 @@ def test_vocabularies_are_ordered_by_count_and_rare_keys_are_unknown():
     assert vocabulary.size == 2
     assert vocabulary.lookup(["a", "c", "x"]).tolist() == [0, 1, 0]
     assert vocabulary.rank(["a", "c", "x"]).tolist() == [2, 1, 0]
+
+
+def test_later_rows_leave_every_known_id_its_row():
+    """Also where they make others more frequent; ids that only they make known come behind."""
+    early = [row for row in LOG if row["time"] < 50]
+    late = [{**row, "user": f"{row['user']} late", "time": 55, "row_id": row["row_id"] + 1000} for row in LOG]
+    more = [{**row, "user": "other", "item": "777", "time": 55, "row_id": row["row_id"] + 2000} for row in LOG[:9]]
+    before, after = fitted([early]), fitted([[*early, *late], more])
+    for name in ("users", "items"):
+        small, large = getattr(before, name), getattr(after, name)
+        known = small.keys[: small.known].to_pylist()
+        assert len(known) > 3
+        assert large.keys[: small.known].to_pylist() == known
+        assert large.known > small.known
+        assert large.lookup(known).tolist() == list(range(1, len(known) + 1))
+    assert after.items.lookup(["777"]) == after.items.known
+    row = int(after.items.rank(["777"])[0])
+    assert after.statistics[-1].shown[row] == 9
+
+
+def test_ids_stand_in_the_order_in_which_they_had_rows_enough():
+    rows = [(1, 1), (2, 2), (3, 3), (3, 4), (1, 5), (4, 6), (5, 7), (5, 7), (2, 7), (9, 9)]
+    log = [{"user": "8", "item": str(item), "time": time, "like": 1, "place": "x"} for item, time in rows]
+    vocabulary = fitted([log], config(data__categories=["place"], features__min_count=2)).items
+    assert vocabulary.keys.to_pylist() == ["3", "1", "2", "5", "4", "9"]
+    assert vocabulary.known == 4
+    parts = [(["a", "b"], earliest(np.array([0, 1, 0]), np.array([5, 2, 8]), 2, 2)), (["b"], np.array([[1, NEVER]]))]
+    assert parts[0][1].tolist() == [[5, 8], [2, NEVER]]
+    ordered = in_order(Tally(["a", "b"], np.array([[2.0], [2.0]])), parts)
+    assert ordered.keys == ["b", "a"]  # known at 2, and at 8
 
 
 def test_base_rates_deviations_and_class_shares_are_of_the_train_labels():

@@ -67,15 +67,15 @@ def test_features_by_their_definition():
     result, _, fitted = encoded(run, rows, HALF)
     sums, built = answered(bucket(run, rows, HALF), run), bucket(run, rows, HALF)
     names = [name for name, _ in number_names(run)]
-    kinds = ["shown", "age", "like.mean", "like.residual", "stars.mean", "stars.residual"]
-    assert names[-6:] == [f"running item.{kind}" for kind in kinds]
-    for c, row in enumerate(built.candidates.row):
+    kinds = ["shown", "like.mean", "like.residual", "stars.mean", "stars.residual"]
+    assert names[-5:] == [f"running item.{kind}" for kind in kinds]
+    for c in range(len(built.candidates.row)):
         left_out = fold(built, c, run) if built.train[c] else -1
         prior = fitted.statistics[left_out].prior[1]
-        first, shown, _, value, _, weight, _, a, _, b = sums[c]
-        expected = [np.log1p(shown), np.log1p((built.rows.time[row] - first) / SECOND)]
+        _, shown, _, value, _, weight, _, a, _, b = sums[c]
+        expected = [np.log1p(shown)]
         expected += [(value + 5 * prior) / (weight + 5), (value - a - prior * b) / (weight + 5)]
-        found = result.numbers[c, [names.index(f"running item.{kind}") for kind in [*kinds[:2], *kinds[4:]]]]
+        found = result.numbers[c, [names.index(f"running item.{kind}") for kind in [kinds[0], *kinds[3:]]]]
         np.testing.assert_allclose(found, np.array(expected, np.float32), rtol=1e-5, atol=1e-6)
 
 

@@ -17,6 +17,7 @@ from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.encode import encode
 from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.reading.events import ROW_BITS
 from mtrec_ray.data.requests.splits import Key, TimeSplit
 from tests.data.by_hand import behaviours, bucket, config
 
@@ -175,6 +176,30 @@ def test_feedback_is_seen_from_its_own_time_on():
     assert not np.allclose(ours[2][-1], without[2][-1])
 
 
+@pytest.mark.parametrize("layout", WORLDS)
+def test_a_row_that_is_served_alone_is_given_what_it_is_prepared_with(layout):
+    """The log as it stands when the row is asked about: what happened before, and the row itself."""
+    rng, (run, fixed) = np.random.default_rng(5), WORLDS[layout]
+    rows = [
+        {
+            "row_id": number,
+            "user": "12"[rng.integers(2)],
+            "item": "12345"[rng.integers(5)],
+            "time": int(rng.integers(40)),
+            "place": "abc"[rng.integers(3)],
+            "price": float(rng.uniform(0, 9)),
+            "stars": 4.5,
+            **({"event": "VIEW"} if layout == "behaviours" and number % 3 else {"event": "LIKE", "like": number % 2}),
+        }
+        for number in range(40)
+    ]
+    whole = views(run, rows, fixed)
+    assert len(whole) > 5
+    for number, expected in whole.items():
+        before = [row for row in rows if row["time"] < rows[number]["time"] or row["row_id"] == number]
+        same(views(run, before, fixed)[number], expected)
+
+
 def log_text(rows):
     return "user,item,time,like,stars,place\n" + "".join(
         f"{r['user']},{r['item']},{r['time']},{r['like']},{r['stars']},{r['place']}\n" for r in rows
@@ -197,15 +222,18 @@ def test_noise_after_the_train_period_changes_nothing_that_is_fitted_or_trained_
     ]
     first = _prepare(tmp_path / "a", rows, by)
     train = {row_id for r in _requests(first, "train") for row_id in r["row_id"]}
-    noise = [r if number + 1 in train else _noise(r, rng, by) for number, r in enumerate(rows)]
+    numbers = {row_id & ((1 << ROW_BITS) - 1) for row_id in train}
+    noise = [r if number + 1 in numbers else _noise(r, rng, by) for number, r in enumerate(rows)]
     assert noise != rows
     second = _prepare(tmp_path / "b", noise, by)
     assert {row_id for r in _requests(second, "train") for row_id in r["row_id"]} == train
-    for pattern in ("tokenizer/*", "fitted/*", "documents/*", "train/*"):
+    for pattern in ("tokenizer/*", "fitted/*"):
         ours, theirs = (sorted((tmp_path / name / "out").glob(f"*/{pattern}")) for name in "ab")
         assert [p.name for p in ours] == [p.name for p in theirs] != []
         for left, right in zip(ours, theirs, strict=True):
             assert left.read_bytes() == right.read_bytes(), left.name
+    assert first.manifest.shards["train"] == second.manifest.shards["train"]  # with the digests of what they hold
+    assert first.manifest.documents == second.manifest.documents != []
     assert first.manifest.numbers == second.manifest.numbers
     assert first.manifest.categories == second.manifest.categories
     for ours, theirs in zip(first.manifest.tasks, second.manifest.tasks, strict=True):

@@ -17,6 +17,8 @@ JANUARY = {"first": "2026-01-30", "last": "2026-01-31"}
 class CountingFileSystem:
     """A local file system that notes which folders are listed."""
 
+    type_name = "local"
+
     def __init__(self) -> None:
         self.listed: list[str] = []
         self.local = pafs.LocalFileSystem()

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from mtrec_ray.config import History
 from mtrec_ray.data.requests.requests import find_candidates, find_events, history_ends, without_exposures
 from mtrec_ray.data.requests.rows import from_table
 from mtrec_ray.data.requests.splits import Key, TimeSplit
-from mtrec_ray.data.requests.windows import anchor, windows
+from mtrec_ray.data.requests.windows import Windows, anchor, windows
 from tests.data.by_hand import SECOND, behaviours, bucket, config, table
 
 
@@ -113,6 +115,25 @@ def test_without_exposures_only_feedback_is_history():
     assert kept.starts.tolist() == [0, 1, 2]
 
 
+class Request(NamedTuple):
+    first: int
+    stop: int
+    candidates: np.ndarray
+    seen: np.ndarray
+
+
+def split_up(found: Windows) -> list[Request]:
+    offsets = found.candidates.offsets
+    return [
+        Request(int(first), int(stop), found.candidates.values[a:b], found.seen[a:b])
+        for first, stop, a, b in zip(found.first, found.stop, offsets, offsets[1:], strict=False)
+    ]
+
+
+def of_one_user(ends: np.ndarray, history: History, shared_end: bool) -> list[Request]:
+    return split_up(windows(np.zeros(len(ends), dtype=np.int64), ends, history, shared_end))
+
+
 @given(
     st.lists(st.integers(0, 200), max_size=60).map(sorted),
     st.integers(2, 40),
@@ -121,7 +142,7 @@ def test_without_exposures_only_feedback_is_history():
 def test_every_candidate_sees_at_least_half_a_window(ends, max_events, max_candidates):
     ends = np.array(ends, dtype=np.int64)
     half = max_events // 2
-    requests = windows(ends, History(max_events=max_events, max_candidates=max_candidates), shared_end=False)
+    requests = of_one_user(ends, History(max_events=max_events, max_candidates=max_candidates), shared_end=False)
     assert sorted(c for request in requests for c in request.candidates.tolist()) == list(range(len(ends)))
     for request in requests:
         mine = ends[request.candidates]
@@ -137,7 +158,7 @@ def test_every_candidate_sees_at_least_half_a_window(ends, max_events, max_candi
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(2, 20))
 def test_shared_end_requests_have_one_end_and_the_events_before_it(ends, max_events):
     ends = np.array(ends, dtype=np.int64)
-    requests = windows(ends, History(max_events=max_events), shared_end=True)
+    requests = of_one_user(ends, History(max_events=max_events), shared_end=True)
     assert len(requests) == len(set(ends.tolist()))
     for request in requests:
         assert set(ends[request.candidates].tolist()) == {request.stop}
@@ -147,11 +168,31 @@ def test_shared_end_requests_have_one_end_and_the_events_before_it(ends, max_eve
 
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 9), st.booleans())
 def test_without_history_requests_hold_no_events_whatever_the_ends(ends, max_candidates, shared_end):
-    requests = windows(np.array(ends, dtype=np.int64), History(max_events=0, max_candidates=max_candidates), shared_end)
+    settings = History(max_events=0, max_candidates=max_candidates)
+    requests = of_one_user(np.array(ends, dtype=np.int64), settings, shared_end)
     assert [c for request in requests for c in request.candidates.tolist()] == list(range(len(ends)))
     assert all((request.first, request.stop) == (0, 0) and not request.seen.any() for request in requests)
     assert len(requests) == -(-len(ends) // max_candidates)
     assert all(len(request.candidates) == max_candidates for request in requests[:-1])
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=20), max_size=5), st.integers(0, 12), st.booleans())
+def test_requests_of_several_users_are_those_of_each_alone(ends_of_users, max_events, shared_end):
+    history = History(max_events=max_events if max_events != 1 else 0, max_candidates=3)
+    counts = [len(ends) for ends in ends_of_users]
+    user = np.repeat(np.arange(len(counts)), counts)
+    ends = np.array([end for ends in ends_of_users for end in ends], dtype=np.int64)
+    together = windows(user, ends, history, shared_end)
+    requests = iter(zip(together.user, split_up(together), strict=True))
+    before = 0
+    for u, own in enumerate(ends_of_users):
+        for alone in of_one_user(np.array(own, dtype=np.int64), history, shared_end):
+            of_user, request = next(requests)
+            assert (of_user, request.first, request.stop) == (u, alone.first, alone.stop)
+            assert (request.candidates - before).tolist() == alone.candidates.tolist()
+            assert request.seen.tolist() == alone.seen.tolist()
+        before += len(own)
+    assert next(requests, None) is None
 
 
 @pytest.mark.parametrize("max_events", [2, 3, 8])

@@ -88,7 +88,7 @@ def test_the_config_reads_the_sample(sample: tuple[Path, SampleSummary]) -> None
     files = find_files(run.data)
     check_log(files, run)
     assert len(files) == 3
-    events = [batch for i, file in enumerate(files) for batch in read_events(file, i, run)]
+    events = [batch for file in files for batch in read_events(file, file.number, run)]
     assert sum(batch.table.num_rows for batch in events) == summary.rows
     row_ids = np.concatenate([batch.table.column("row_id").to_numpy() for batch in events])
     assert row_ids.tolist() == pq.read_table(folder / "truth").column("row_id").to_pylist()

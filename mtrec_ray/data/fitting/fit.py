@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.features.attributes import (
+    Cells,
     Tables,
     category_columns,
     number_columns,
@@ -26,16 +28,18 @@ from mtrec_ray.data.features.statistics import (
     category_statistics,
     item_factors,
     item_statistics,
+    value_factors,
 )
 from mtrec_ray.data.fitting.chains import chain_counts, parent_mean
 from mtrec_ray.data.fitting.delays import delay_entry, delayed
 from mtrec_ray.data.fitting.durations import duration_entry, watched
-from mtrec_ray.data.fitting.tally import Tally, Vocabulary, merge
+from mtrec_ray.data.fitting.tally import Tally, Vocabulary, earliest, in_order, merge
 from mtrec_ray.data.fitting.texts import distinct_feedback
 from mtrec_ray.data.manifest import SPLITS, TaskEntry
+from mtrec_ray.data.reading.context import context_numbers, row_weights, weighs
 from mtrec_ray.data.requests.bucket import Bucket
 from mtrec_ray.data.requests.ids import fold_of, stable_hash
-from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.data.requests.rows import NEVER, Rows
 from mtrec_ray.errors import DataError
 from mtrec_ray.tasks.labels import labels_of
 
@@ -54,8 +58,9 @@ class Collected:
     """[., 1] train rows"""
     items: Tally
     """[., K, 1 + 3S] train rows; labels, their sum and sum of squares per signal"""
-    first_seen: Array
-    """int64, per key of `items`: time of its first train row"""
+    user_times: Array
+    """int64, of each key of `users` its first `features.min_count` train rows; `item_times` likewise"""
+    item_times: Array
     categories: dict[str, Tally]
     """[., K, 1 + 2S]"""
     domains: Tally
@@ -67,7 +72,7 @@ class Collected:
     numbers: dict[str, Array]
     """float64 [3] count, sum, sum of squares over the train rows"""
     labels: Array
-    """float64 [T, 3] count, sum, sum of squares of the observed train labels"""
+    """float64 [T, 3] count, sum, sum of squares of the observed train labels, each with the weight of its row"""
     log_labels: Array
     """float64 [T, 3] the same of log(1 + label), of labels above -1"""
     chains: Array
@@ -76,8 +81,8 @@ class Collected:
     """Task -> [n, 2] see `durations.watched`"""
     delayed: dict[str, Array]
     """Task -> [n, 2] see `delays.delayed`"""
-    classes: list[Counter[int]]
-    """[T] train rows of each class"""
+    classes: list[Array]
+    """[T] float64 [classes] train rows of each class, with their weights"""
     observed: Array
     """int64 [3, T] observed labels per split"""
     positives: Array
@@ -99,8 +104,6 @@ class Fitted:
 
     users: Vocabulary
     items: Vocabulary
-    first_seen: Array
-    """int64 [I] time of each item's first train row (row 0: never)"""
     categories: dict[str, Vocabulary]
     domains: Vocabulary
     policies: Vocabulary
@@ -120,9 +123,6 @@ def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) ->
     known, zeros = (~np.isnan(values)).astype(np.float64), np.nan_to_num(values)
     columns = np.concatenate([np.ones((len(chosen), 1)), known, zeros, zeros**2], axis=1)
     items = _tally(rows.items, rows.item[chosen], fold, run.features.folds, columns)
-    first_seen = np.full(len(rows.items), NEVER, dtype=np.int64)
-    np.minimum.at(first_seen, rows.item[chosen], rows.time[chosen])
-    present = np.bincount(rows.item[chosen], minlength=len(rows.items)) > 0
     categories, widths = {}, {}
     for scope, category in category_columns(run):
         cells = read_cells(scope, category, rows, tables)
@@ -131,28 +131,31 @@ def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) ->
             cells.values, cells.cell[chosen], fold, run.features.folds, counted
         )
     train_events = bucket.events.row[bucket.train_events]
+    names = context_numbers(run.data.columns)
+    weights = row_weights(rows.context[chosen].astype(np.float64), names) if weighs(names) else None
     return Collected(
         users=_user_tally(bucket),
         items=items,
-        first_seen=first_seen[present],
+        user_times=_first_times(bucket.candidates.user[train], rows.time[chosen], run),
+        item_times=_first_times(rows.item[chosen], rows.time[chosen], run),
         categories=categories,
         domains=_text_tally(rows.domain[chosen]),
         policies=_text_tally(rows.policy[chosen]),
         widths=widths,
         numbers={n.feature: _moments(read_numbers(s, n, rows, tables)[chosen]) for s, n in number_columns(run)},
-        labels=np.array([_moments(label) for label in bucket.labels[train].T]),
-        log_labels=np.array([_moments(_logs(label)) for label in bucket.labels[train].T]),
+        labels=np.array([_moments(label, weights) for label in bucket.labels[train].T]),
+        log_labels=np.array([_moments(_logs(label), weights) for label in bucket.labels[train].T]),
         chains=chain_counts(bucket.labels[train], run),
         watched=watched(bucket, run, tables),
         delayed=delayed(bucket, run),
-        classes=_class_counts(bucket.labels[train], run),
+        classes=_class_counts(bucket.labels[train], run, weights),
         observed=_per_split(~np.isnan(bucket.labels), bucket.split),
         positives=_per_split(bucket.labels > 0, bucket.split),
         event_items=[rows.items[i] for i in np.unique(rows.item[train_events])],
         event_versions=tables.versions(rows, train_events),
         words=distinct_feedback(bucket.events.feedback[bucket.train_events], run)[0],
         queries=_text_tally(rows.query[chosen]).keys,
-        interactions=_interactions(bucket, values, fold, most_interactions),
+        interactions=_interactions(bucket, values, fold, most_interactions, _taste_cells(rows, run, tables)),
     )
 
 
@@ -163,22 +166,20 @@ def fit(parts: Sequence[Collected], run: Run, tables: Tables, with_factors: bool
         DataError: no train rows, or a task with labels of which none is observed among them.
     """
     tasks = _task_entries(parts, run)
-    items = merge([part.items for part in parts])
+    users = in_order(merge([p.users for p in parts]), [(p.users.keys, p.user_times) for p in parts])
+    items = in_order(merge([p.items for p in parts]), [(p.items.keys, p.item_times) for p in parts])
     vocabulary = Vocabulary.of(items, run.features.min_count)
-    first_seen = np.full(len(items.keys) + 1, NEVER, dtype=np.int64)
-    for part in parts:
-        np.minimum.at(first_seen, vocabulary.rank(part.items.keys), part.first_seen)
     categories = {c.column: merge([part.categories[c.column] for part in parts]) for _, c in category_columns(run)}
     vocabularies = {c.column: Vocabulary.of(categories[c.column], c.min_count) for _, c in category_columns(run)}
-    interactions = join_interactions(parts, vocabulary, run)
+    widths = _widths(parts, run, tables)
+    interactions = join_interactions(parts, vocabulary, vocabularies, widths)
     return Fitted(
-        users=Vocabulary.of(merge([part.users for part in parts]), run.features.min_count),
+        users=Vocabulary.of(users, run.features.min_count),
         items=vocabulary,
-        first_seen=first_seen,
         categories=vocabularies,
         domains=Vocabulary.of(merge([part.domains for part in parts]), min_count=1),
         policies=Vocabulary.of(merge([part.policies for part in parts]), min_count=1),
-        widths=_widths(parts, run, tables),
+        widths=widths,
         statistics=[
             _statistics(left_out, items, categories, vocabularies, interactions, parts, run, with_factors)
             for left_out in [*range(run.features.folds), None]
@@ -187,15 +188,21 @@ def fit(parts: Sequence[Collected], run: Run, tables: Tables, with_factors: bool
     )
 
 
-def join_interactions(parts: Sequence[Collected], items: Vocabulary, run: Run) -> Interactions:
-    """The kept rows of all buckets in the order of (hash of the user, row id), with the items' rows."""
+def join_interactions(
+    parts: Sequence[Collected], items: Vocabulary, categories: dict[str, Vocabulary], widths: dict[str, int]
+) -> Interactions:
+    """The kept rows of all buckets in the order of (hash of the user, row id), with the rows of items and values."""
     user = np.concatenate([part.interactions["user"] for part in parts])
     row_id = np.concatenate([part.interactions["row_id"] for part in parts])
     item = np.concatenate([items.rank(part.interactions["items"])[part.interactions["item"]] for part in parts])
     fold = np.concatenate([part.interactions["fold"] for part in parts])
     values = np.concatenate([part.interactions["values"] for part in parts])
     order = np.lexsort((row_id, user))
-    return Interactions(user[order], item[order], fold[order], values[order])
+    codes = {}
+    for name in parts[0].interactions["cells"]:
+        cells = [part.interactions["cells"][name] for part in parts]
+        codes[name] = np.concatenate([c.codes(categories[name], widths[name])[c.cell] for c in cells])[order]
+    return Interactions(user[order], item[order], fold[order], values[order], codes)
 
 
 def _statistics(
@@ -216,6 +223,11 @@ def _statistics(
     factors = {name: np.zeros((count, 1), dtype=np.float32) for name in ["shown", *names]}
     if with_factors:
         factors = item_factors(interactions, interactions.fold != left_out, count, fields["mean"], names)
+    kept = interactions.fold != left_out
+    tastes = {
+        name: value_factors(interactions, kept, name, vocabularies[name].size, fields["mean"], fields["spread"])
+        for name in interactions.codes
+    }
     return Statistics(
         **fields,
         categories={
@@ -226,6 +238,7 @@ def _statistics(
         },
         factors=factors,
         scales=_scales(parts, run),
+        tastes=tastes,
     )
 
 
@@ -250,8 +263,8 @@ def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
                 f"tasks.{name}: all labels of the train split are missing ({source}). "
                 "Correct the expression, move split boundaries so that train rows have labels, or remove the task."
             )
-        classes = sum((part.classes[t] for part in parts), Counter())
-        rows = max(count, 1)  # a task without labels has a mean of 0
+        classes = np.sum([part.classes[t] for part in parts], axis=0)
+        rows = count or 1  # a task without labels has a mean of 0
         of_labels = labels_of(task.kind, run.plugins)
         logs = of_labels == "number" and log_labels[t, 0] == count
         watching = [part.watched[name] for part in parts if name in part.watched]
@@ -266,7 +279,7 @@ def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
                 positives={split: int(positives[s, t]) for s, split in enumerate(SPLITS)},
                 mean=total / rows,
                 std=_deviation(rows, total, squares),
-                frequencies=[classes[c] / rows for c in range(task.classes or 0)],
+                frequencies=(classes / rows).tolist(),
                 log_mean=log_labels[t, 1] / rows if logs else None,
                 log_std=_deviation(rows, *log_labels[t, 1:]) if logs else None,
                 parent=task.parent,
@@ -285,6 +298,12 @@ def _tally(keys: list[str], which: Array, fold: Array, folds: int, columns: Arra
     sums = sums.reshape(len(keys), folds, columns.shape[1])
     present = np.flatnonzero(sums[:, :, 0].sum(axis=1) > 0)
     return Tally([keys[k] for k in present], sums[present])
+
+
+def _first_times(which: Array, times: Array, run: Run) -> Array:
+    """int64 [., min_count] of the keys that occur, see `earliest`."""
+    present, place = np.unique(which, return_inverse=True)
+    return earliest(place.ravel(), times, len(present), run.features.min_count)
 
 
 def _category_tally(cells: list[list[str]], cell: Array, fold: Array, folds: int, columns: Array) -> tuple[Tally, int]:
@@ -313,7 +332,13 @@ def _user_tally(bucket: Bucket) -> Tally:
     return Tally([bucket.rows.users[u] for u in present], counts[present, None])
 
 
-def _interactions(bucket: Bucket, values: Array, fold: Array, most: int) -> dict[str, Any]:
+def _taste_cells(rows: Rows, run: Run, tables: Tables) -> dict[str, Cells]:
+    """The values of the categories with a `taste`, in all rows."""
+    wanted = {aggregate.of for aggregate in declared(run) if aggregate.kind == "taste"}
+    return {c.column: read_cells(scope, c, rows, tables) for scope, c in category_columns(run) if c.column in wanted}
+
+
+def _interactions(bucket: Bucket, values: Array, fold: Array, most: int, cells: dict[str, Cells]) -> dict[str, Any]:
     """Train rows of users in the order of their hash, as long as they are not too many."""
     user_hash = np.array([stable_hash(user, "factors") >> 1 for user in bucket.rows.users], dtype=np.int64)
     user = user_hash[bucket.candidates.user[bucket.train]]
@@ -329,12 +354,17 @@ def _interactions(bucket: Bucket, values: Array, fold: Array, most: int) -> dict
         "item": item.ravel(),
         "fold": fold[kept],
         "values": values[kept],
+        "cells": {name: Cells(column.values, column.cell[chosen]) for name, column in cells.items()},
     }
 
 
-def _moments(values: Array) -> Array:
-    seen = values[~np.isnan(values)].astype(np.float64)
-    return np.array([len(seen), seen.sum(), (seen**2).sum()])
+def _moments(values: Array, weights: Array | None = None) -> Array:
+    known = ~np.isnan(values)
+    seen = values[known].astype(np.float64)
+    if weights is None:
+        return np.array([len(seen), seen.sum(), (seen**2).sum()])
+    counted = weights[known]
+    return np.array([counted.sum(), counted @ seen, counted @ seen**2])
 
 
 def _logs(labels: Array) -> Array:
@@ -366,11 +396,13 @@ def _widths(parts: Sequence[Collected], run: Run, tables: Tables) -> dict[str, i
     return widths
 
 
-def _class_counts(labels: Array, run: Run) -> list[Counter[int]]:
-    return [
-        Counter(labels[~np.isnan(labels[:, t]), t].astype(np.int64).tolist()) if task.classes else Counter()
-        for t, task in enumerate(run.tasks.values())
-    ]
+def _class_counts(labels: Array, run: Run, weights: Array | None) -> list[Array]:
+    found = []
+    for t, task in enumerate(run.tasks.values()):
+        known = ~np.isnan(labels[:, t]) if task.classes else np.zeros(len(labels), dtype=bool)
+        counted = None if weights is None else weights[known]
+        found.append(np.bincount(labels[known, t].astype(np.int64), counted, task.classes or 0).astype(np.float64))
+    return found
 
 
 def _per_split(mask: Array, split: Array) -> Array:

@@ -8,13 +8,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from mtrec_ray.config import Run
 from mtrec_ray.data.features.statistics import Statistics
 from mtrec_ray.data.filesystem import open_fs, write_atomic, write_table_atomic
 from mtrec_ray.data.fitting.fit import Fitted
 from mtrec_ray.data.fitting.tally import Vocabulary
-from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.id_hashes import table_collisions
+from mtrec_ray.data.manifest import CollisionEntry, Manifest
 
-_MAPS = ("categories", "factors", "scales")
+_MAPS = ("categories", "factors", "scales", "tastes")
 _CATEGORY = "category "
 
 
@@ -31,7 +33,6 @@ def save_fitted(fs: pafs.FileSystem, folder: str, fitted: Fitted) -> None:
         }
     )
     write_table_atomic(fs, f"{folder}/vocabularies.parquet", table)
-    write_table_atomic(fs, f"{folder}/first_seen.parquet", pa.table({"time": fitted.first_seen}))
     for k, statistics in enumerate(fitted.statistics):
         buffer = io.BytesIO()
         np.savez(buffer, **_flat(statistics))
@@ -50,7 +51,6 @@ def load_fitted(prepared: str, manifest: Manifest) -> Fitted:
     return Fitted(
         users=found["user"],
         items=found["item"],
-        first_seen=pq.read_table(f"{folder}/first_seen.parquet", filesystem=fs)["time"].to_numpy(),
         categories={name: _vocabulary(row) for name, row in categories.items()},
         domains=found["domain"],
         policies=found["policy"],
@@ -64,6 +64,16 @@ def load_items(prepared: str) -> Vocabulary:
     """The vocabulary of items of a prepared folder, without all else that was fitted."""
     fs, root = open_fs(prepared)
     return next(_vocabulary(row) for row in _read_vocabularies(fs, root) if row["vocabulary"] == "item")
+
+
+def id_collisions(prepared: str, manifest: Manifest, run: Run) -> list[CollisionEntry]:
+    """Of the run's hashed tables, whatever tables the data was prepared with."""
+    wanted = [(run.features.user_rows, run.features.hashes), (run.features.item_rows, run.features.hashes)]
+    if run.features.ids == "exact" or [(e.rows, e.hashes) for e in manifest.id_collisions] == wanted:
+        return manifest.id_collisions
+    fs, root = open_fs(prepared)
+    keys = {row["vocabulary"]: row["keys"] for row in _read_vocabularies(fs, root)}
+    return table_collisions(keys["user"], keys["item"], run)
 
 
 def _read_vocabularies(fs: pafs.FileSystem, root: str) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtrec_ray.data.requests.rows import NEVER
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -38,12 +40,41 @@ def merge(parts: Sequence[Tally]) -> Tally:
     return Tally([keys[k] for k in order], sums[order])
 
 
+def earliest(which: Array, times: Array, keys: int, count: int) -> Array:
+    """int64 [keys, count]: the first times of each key, ascending, of rows with their key in `which` [N] and `times`
+    int64 [N]; `NEVER` where it has fewer rows."""
+    order = np.lexsort((times, which))
+    which, times = which[order], times[order]
+    place = np.arange(len(which)) - np.searchsorted(which, which)
+    kept = place < count
+    found = np.full((keys, count), NEVER, dtype=np.int64)
+    found[which[kept], place[kept]] = times[kept]
+    return found
+
+
+def in_order(tally: Tally, parts: Sequence[tuple[Sequence[str], Array]]) -> Tally:
+    """The tally with its keys in the order in which they were seen often enough, by their `earliest` times [., count]
+    in all parts; keys that are seen less than `count` times come last, and in the order of the keys.
+
+    So what later rows add comes behind, and no key that had a row of a table gets another.
+    """
+    place = {key: k for k, key in enumerate(tally.keys)}
+    count = parts[0][1].shape[1]
+    times = np.full((len(place), count), NEVER, dtype=np.int64)
+    for keys, found in parts:
+        rows = np.array([place[key] for key in keys], dtype=np.int64)
+        times[rows] = np.sort(np.concatenate([times[rows], found], axis=1), axis=1)[:, :count]
+    since = times[:, -1].tolist()
+    order = sorted(range(len(place)), key=lambda k: (since[k], tally.keys[k]))
+    return Tally([tally.keys[k] for k in order], tally.sums[order])
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Keys with rows of a table: row 0 is the unknown one, the k-th key has row k + 1."""
 
     keys: pa.Array
-    """string [K], most frequent in the train period first"""
+    """string [K]; of ids in the order in which they were seen often enough, of others most frequent first"""
     known: int
     """Only the first `known` keys, those with enough train rows, have a row of an embedding table"""
 

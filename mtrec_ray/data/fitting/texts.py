@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.requests.distinct import distinct_rows
 from mtrec_ray.tasks.labels import labels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,9 +38,8 @@ def distinct_feedback(feedback: Array, run: Run) -> tuple[list[str], Array]:
         return [], np.zeros(0, dtype=np.int64)
     bits = np.ascontiguousarray(feedback, dtype=np.float32).copy()
     bits[np.isnan(bits)] = np.nan  # one bit pattern for all NaN
-    rows, codes = np.unique(bits.view(np.int32), axis=0, return_inverse=True)
-    words = [feedback_words(row, run) for row in rows.view(np.float32)]
-    return words, codes.ravel()
+    first, codes = distinct_rows(list(bits.view(np.int32).T))
+    return [feedback_words(row, run) for row in bits[first]], codes
 
 
 def tokenizer_texts(texts: Sequence[str], words: Sequence[str]) -> Iterable[str]:
@@ -57,11 +57,24 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit
     ids: list[Array] = []
     cut = np.zeros(len(texts), dtype=bool)
     for first in range(0, len(texts), _BATCH):
-        batch = list(texts[first : first + _BATCH])
-        for encoded in tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+        for encoded in _encoded(list(texts[first : first + _BATCH]), tokenizer):
             cut[len(ids)] = len(encoded) > limit
             ids.append(np.array(encoded[:limit], dtype=np.int32))
     return ids, cut
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:
+    """What `tokenizer(texts, add_special_tokens=False)["input_ids"]` is; the call itself takes longer for all that it
+    makes beside the ids than for the ids."""
+    if type(tokenizer) is not PreTrainedTokenizerFast:  # a class of its own may encode in its own way
+        yield from tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
+        yield encoding.ids
 
 
 def shortened(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[str], Array]:

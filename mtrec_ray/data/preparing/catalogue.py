@@ -77,6 +77,7 @@ def make_catalogue(
         first_seen[rows] = np.minimum(first_seen[rows], part.first_seen)
         shown[rows] += part.shown
         positives[:, rows] += part.positives
+    first_seen = np.minimum(first_seen, _published(ordered, tables))
     return Catalogue(
         items=items,
         index=fitted.items.lookup(ordered),
@@ -86,6 +87,15 @@ def make_catalogue(
         shown=shown,
         positives=dict(zip(matching_tasks(run), positives, strict=True)),
     )
+
+
+def _published(items: list[str], tables: Tables) -> Array:
+    """int64 [I] µs, `NEVER` where nothing is said: an item exists from its publication on, before anybody meets it."""
+    if tables.items is None or tables.items.published is None:
+        return np.full(len(items), NEVER, dtype=np.int64)
+    rows = tables.items.lookup(items)
+    said = np.where(rows >= 0, tables.items.published[rows], 0)
+    return np.where(said > 0, said, NEVER)
 
 
 def _categories(items: list[str], run: Run, tables: Tables, fitted: Fitted) -> Array:

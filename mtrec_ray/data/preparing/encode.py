@@ -1,7 +1,7 @@
 """Requests of a bucket -> rows of the request schema (docs/ARCHITECTURE.md), per split, and pretraining documents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,19 @@ from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.catalogue import rows_of
-from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.features.attributes import Tables, log_vectors, stored_rows
 from mtrec_ray.data.features.side_features import candidate_categories, candidate_numbers, describe
 from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.joined_texts import encode_joined
 from mtrec_ray.data.fitting.texts import distinct_feedback, encode_texts, shortened, stand_in
+from mtrec_ray.data.id_hashes import EVENT, ITEM, USER, hash_ids
 from mtrec_ray.data.manifest import SPLITS
 from mtrec_ray.data.reading.context import CODED, context_texts
 from mtrec_ray.data.requests.bucket import Bucket, lag_us
 from mtrec_ray.data.requests.ragged import Ragged, offsets_of, spans
 from mtrec_ray.data.requests.requests import Events, history_ends, without_exposures
-from mtrec_ray.data.requests.windows import windows
+from mtrec_ray.data.requests.windows import Windows, windows
+from mtrec_ray.data.vectors import VECTORS, row_column
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,6 +41,7 @@ class Encoded:
     longest: dict[str, int]
     """`request`: most tokens of a request; `position`: most tokens that one candidate attends to"""
     counts: dict[str, int]
+    """`cut_events` in the histories of requests, and `cut_candidates`, whose texts are longer than they may be"""
 
 
 def encode(
@@ -59,7 +63,7 @@ def encode(
     described = describe(bucket, run, tables, fitted)
     numbers = candidate_numbers(bucket, described, run, fitted, item_past)
     texts, text = tables.row_texts(bucket.rows)
-    event_tokens, cut_events = _event_tokens(events, texts, text[events.row], run, tokenizer)
+    event_tokens, cut = _event_tokens(events, texts, text[events.row], run, tokenizer)
     candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, text[bucket.candidates.row], run, tokenizer)
     encoder = _Encoder(
         bucket=bucket,
@@ -67,9 +71,12 @@ def encode(
         event_tokens=event_tokens,
         candidate_tokens=candidate_tokens,
         numbers=numbers,
+        vectors=log_vectors(bucket.rows, run),
+        stored=stored_rows(bucket.rows, run, tables),
         categories=candidate_categories(bucket, described),
         item_rows=fitted.items.lookup(bucket.rows.items),
         user_rows=fitted.users.lookup(bucket.rows.users),
+        hashes=_hashes(bucket, run),
         domains=fitted.domains.lookup(bucket.rows.domain.tolist()),
         policies=fitted.policies.lookup(bucket.rows.policy.tolist()),
         named=[name for name in CODED if name in context_texts(run.data.columns)],
@@ -77,9 +84,10 @@ def encode(
         delayed=any(task.window is not None for task in run.tasks.values()),
         catalogue_rows=None if catalogue is None else rows_of(pa.array(bucket.rows.items, pa.string()), catalogue),
     )
-    requests, lengths, longest = {}, {}, {"request": 0, "position": 0}
+    requests, lengths, longest, cut_events = {}, {}, {"request": 0, "position": 0}, 0
     for code, split in enumerate(SPLITS):
-        plan = _plan(bucket, ends, code, run, shared_end)
+        plan = _requests(bucket, ends, code, run, shared_end)
+        cut_events += int(cut[spans(events.starts[plan.user] + plan.first, plan.stop - plan.first)].sum())
         requests[split], lengths[split], seen = encoder.table(plan)
         longest = {key: max(longest[key], seen[key]) for key in longest}
     return Encoded(
@@ -88,22 +96,14 @@ def encode(
         documents=_documents(events, train_events, event_tokens),
         numbers=numbers,
         longest=longest,
-        counts={"cut_events": cut_events, "cut_candidates": cut_candidates, "events": len(events.row)},
+        counts={"cut_events": cut_events, "cut_candidates": cut_candidates},
     )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """R requests: their user, event span and candidates."""
-
-    user: Array
-    first: Array
-    stop: Array
-    """int64 [R] events `first : stop` of the user"""
-    candidates: Ragged
-    """Positions in the bucket's candidates"""
-    seen: Array
-    """int64 [C]: how many events of its request each candidate sees, in the order of `candidates.values`"""
+def _hashes(bucket: Bucket, run: Run) -> dict[str, Array]:
+    if run.features.ids == "exact":
+        return {}
+    return {USER: hash_ids(bucket.rows.users, "user"), ITEM: hash_ids(bucket.rows.items, "item")}
 
 
 def _history(bucket: Bucket, run: Run) -> tuple[Events, Array, Array]:
@@ -115,34 +115,22 @@ def _history(bucket: Bucket, run: Run) -> tuple[Events, Array, Array]:
     return events, history_ends(bucket.candidates, events, lag_us(run)), bucket.train_events[kept]
 
 
-def _plan(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: bool) -> _Plan:
-    starts = bucket.candidates.starts
-    user, first, stop, members, seen = [], [], [], [], []
-    for u in range(len(bucket.rows.users)):
-        mine = starts[u] + np.flatnonzero(bucket.split[starts[u] : starts[u + 1]] == split)
-        for window in windows(ends[mine], run.history, shared_end):
-            user.append(u)
-            first.append(window.first)
-            stop.append(window.stop)
-            members.append(mine[window.candidates])
-            seen.append(window.seen)
-    user_of, begins, stops = (np.array(values, dtype=np.int64) for values in (user, first, stop))
-    return _Plan(user_of, begins, stops, Ragged.of(members, np.int64), Ragged.of(seen, np.int64).values)
+def _requests(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: bool) -> Windows:
+    """The requests of one split; their candidates are positions in the bucket's candidates."""
+    mine = np.flatnonzero(bucket.split == split)
+    found = windows(bucket.candidates.user[mine], ends[mine], run.history, shared_end)
+    return replace(found, candidates=Ragged(mine[found.candidates.values], found.candidates.offsets))
 
 
 def _event_tokens(
     events: Events, item_texts: Sequence[str], text: Array, run: Run, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[Ragged, int]:
-    """Tokens of each event, whose item has `item_texts[text]`, and how many events were cut. Each different text is
-    encoded once."""
+) -> tuple[Ragged, Array]:
+    """Tokens of each event, whose item has `item_texts[text]`, and bool [E] whether it was cut."""
     if tokenizer is None:
-        return Ragged(np.zeros(0, np.int32), np.zeros(len(events.row) + 1, np.int64)), 0
+        none = np.zeros(len(events.row), dtype=bool)
+        return Ragged(np.zeros(0, np.int32), np.zeros(len(none) + 1, np.int64)), none
     words, word = distinct_feedback(events.feedback, run)
-    pairs = word * max(len(item_texts), 1) + text
-    distinct, place = np.unique(pairs, return_inverse=True)
-    texts = [f"{words[p // len(item_texts)]} {item_texts[p % len(item_texts)]}".strip() for p in distinct.tolist()]
-    ids, cut = encode_texts(texts, tokenizer, run.history.event_tokens)
-    return Ragged.of(ids, np.int32).take(place), int(cut[place].sum())
+    return encode_joined(words, item_texts, word, text, tokenizer, run.history.event_tokens)
 
 
 def _candidate_tokens(
@@ -190,9 +178,15 @@ class _Encoder:
     event_tokens: Ragged
     candidate_tokens: Ragged
     numbers: Array
+    vectors: Array
+    """float32 [N, .] of the log's own; no columns without them"""
+    stored: dict[str, Array]
+    """int64 [N] per scope, see `attributes.stored_rows`"""
     categories: Array
     item_rows: Array
     user_rows: Array
+    hashes: dict[str, Array]
+    """With hashed id tables, int64 of each of the bucket's users and items"""
     domains: Array
     """int64 [N] row of the vocabulary of each of the bucket's rows; likewise `policies`"""
     policies: Array
@@ -205,7 +199,7 @@ class _Encoder:
     catalogue_rows: Array | None
     """int64 [items of the bucket] row of the catalogue; None without one"""
 
-    def table(self, plan: _Plan) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    def table(self, plan: Windows) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Request rows, their lengths, and the longest request and position."""
         rows, candidates = self.bucket.rows, self.bucket.candidates
         counts = plan.stop - plan.first
@@ -217,7 +211,7 @@ class _Encoder:
         uid_row = rows.row_id[candidates.row[plan.candidates.values[plan.candidates.offsets[:-1]]]]
         columns: dict[str, pa.Array] = {
             "request_uid": pa.array(uid_row),
-            "user": pa.array([rows.users[u] for u in plan.user], pa.string()),
+            "user": _taken(rows.users, plan.user),
             "user_index": pa.array(self.user_rows[plan.user].astype(np.int32)),
             "history_ids": history.to_arrow(),
             "history_ends": _lists(_running(self.event_tokens.lengths[e], counts), counts, np.int32),
@@ -227,7 +221,7 @@ class _Encoder:
             "candidate_ids": own.regroup(plan.candidates.lengths).to_arrow(),
             "candidate_ends": _lists(_running(own.lengths, plan.candidates.lengths), plan.candidates.lengths, np.int32),
             "candidate_events": _lists(plan.seen, plan.candidates.lengths, np.int32),
-            "item": _strings([rows.items[i] for i in rows.item[row]], plan.candidates.offsets),
+            "item": _listed(_taken(rows.items, rows.item[row]), plan.candidates.offsets),
             "item_index": _lists(self.item_rows[rows.item[row]], plan.candidates.lengths, np.int32),
             "time": _lists(rows.time[row], plan.candidates.lengths, np.int64),
             "row_id": _lists(rows.row_id[row], plan.candidates.lengths, np.int64),
@@ -238,10 +232,19 @@ class _Encoder:
             "domain": _lists(self.domains[row], plan.candidates.lengths, np.int32),
             "policy": _lists(self.policies[row], plan.candidates.lengths, np.int32),
         }
+        if self.vectors.shape[1]:
+            columns[VECTORS] = _lists(self.vectors[row], plan.candidates.lengths, np.float32)
+        if self.hashes:
+            of_items = self.hashes[ITEM][rows.item]
+            columns[USER] = pa.array(self.hashes[USER][plan.user])
+            columns[ITEM] = _lists(of_items[row], plan.candidates.lengths, np.int64)
+            columns[EVENT] = _lists(of_items[self.events.row[e]], counts, np.int64)
+        for scope, found in self.stored.items():
+            columns[row_column(scope)] = _lists(found[row], plan.candidates.lengths, np.int32)
         for name in self.named:
-            columns[f"{name}_name"] = _strings(getattr(rows, name)[row].tolist(), plan.candidates.offsets)
+            columns[f"{name}_name"] = _listed(pa.array(getattr(rows, name)[row], pa.string()), plan.candidates.offsets)
         if self.asked:
-            columns["query"] = _strings(rows.query[row].tolist(), plan.candidates.offsets)
+            columns["query"] = _listed(pa.array(rows.query[row], pa.string()), plan.candidates.offsets)
         if self.delayed:
             late = self.bucket.delays
             columns["delays"] = _lists(late.delays[c], plan.candidates.lengths, np.float32)
@@ -253,7 +256,7 @@ class _Encoder:
         lengths = {"tokens": tokens.astype(np.int32), "candidates": plan.candidates.lengths.astype(np.int32)}
         return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, own)
 
-    def _longest(self, plan: _Plan, e: Array, counts: Array, tokens: Array, own: Ragged) -> dict[str, int]:
+    def _longest(self, plan: Windows, e: Array, counts: Array, tokens: Array, own: Ragged) -> dict[str, int]:
         before = np.concatenate([[0], np.cumsum(self.event_tokens.lengths[e])])
         first = np.repeat(offsets_of(counts)[:-1], plan.candidates.lengths)
         position = before[first + plan.seen] - before[first] + own.lengths
@@ -272,5 +275,9 @@ def _lists(values: Array, counts: Array, dtype: Any) -> pa.Array:
     return Ragged(np.ascontiguousarray(values, dtype=dtype).ravel(), offsets_of(counts * width)).to_arrow()
 
 
-def _strings(values: list[str], offsets: Array) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values, pa.string()))
+def _taken(texts: Sequence[str], which: Array) -> pa.Array:
+    return pa.array(texts, pa.string()).take(pa.array(which))
+
+
+def _listed(values: pa.Array, offsets: Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)

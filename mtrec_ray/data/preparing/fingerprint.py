@@ -4,12 +4,12 @@ import hashlib
 import json
 from typing import Any
 
-from mtrec_ray.config import Run, Task
+from mtrec_ray.config import Run
 from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.filesystem import find
 from mtrec_ray.data.manifest import FORMAT
+from mtrec_ray.data.preparing.dependence import FEATURES, fitted_on
 from mtrec_ray.data.reading.logs import find_files
-from mtrec_ray.labels import FITTED_PARAMS
 from mtrec_ray.model.backbone import locate
 
 
@@ -28,21 +28,15 @@ def settings(run: Run) -> dict[str, Any]:
     backbone: dict[str, Any] = {"name": locate(run.backbone.name)}
     if run.backbone.name == "nano":
         backbone["vocab_size"] = run.backbone.vocab_size
-    features = run.features.model_dump(mode="json", include={"min_count", "folds", "time"})
+    features = run.features.model_dump(mode="json", include=FEATURES - {"aggregates"})
     return {
         "data": run.data.model_dump(mode="json", exclude={"prepared_dir", "max_bad_share"}),
-        "tasks": [[name, _fitted_on(task)] for name, task in run.tasks.items()],
+        "tasks": [[name, fitted_on(task)] for name, task in run.tasks.items()],
         "history": run.history.model_dump(mode="json"),
         "split": run.split.model_dump(mode="json"),
         "features": {**features, "aggregates": [[a.kind, a.of, a.tasks] for a in declared(run)]},
         "backbone": backbone,
     }
-
-
-def _fitted_on(task: Task) -> dict[str, Any]:
-    """Of a task all but its weight, and of its parameters those that change what is fitted on its labels."""
-    params = {name: value for name, value in task.params.items() if name in FITTED_PARAMS.get(task.kind, ())}
-    return task.model_dump(mode="json", exclude={"weight", "params"}) | {"params": params}
 
 
 def _files(run: Run) -> list[list[Any]]:

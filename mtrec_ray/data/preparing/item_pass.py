@@ -16,8 +16,9 @@ import pyarrow.fs as pafs
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.item_past import answer, item_events, item_questions
 from mtrec_ray.data.filesystem import open_atomic
+from mtrec_ray.data.preparing.dealing import dealt
+from mtrec_ray.data.preparing.digest import digest
 from mtrec_ray.data.requests.bucket import Bucket
-from mtrec_ray.data.requests.ids import bucket_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,15 +26,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def send_items(fs: pafs.FileSystem, work: str, number: int, bucket: Bucket, run: Run) -> None:
     """Writes what happened to items with the users of bucket `number`, and what their candidates ask."""
     for what, table in (("events", item_events(bucket, run)), ("questions", item_questions(bucket, run))):
-        buckets = run.data.buckets
-        names = table["item"].combine_chunks().dictionary_encode()
-        of_item = np.array([bucket_of(item, buckets) for item in names.dictionary.to_pylist()], dtype=np.int64)
-        of_row = of_item[names.indices.to_numpy()] if table.num_rows else np.zeros(0, dtype=np.int64)
-        _write(fs, _path(work, what, number), [table.filter(pa.array(of_row == b)) for b in range(buckets)])
+        _write(fs, _path(work, what, number), dealt(table, "item", run.data.buckets))
 
 
-def answer_items(number: int, source: tuple[pafs.FileSystem, str, int]) -> None:
-    """Answers the questions about the items of bucket `number`; `source`: file system, work folder, buckets."""
+def is_sent(fs: pafs.FileSystem, work: str, number: int) -> bool:
+    """Whether the bucket `number` of users has sent its events and questions."""
+    paths = [_path(work, what, number) for what in ("events", "questions")]
+    return all(info.type == pafs.FileType.File for info in fs.get_file_info(paths))
+
+
+def answer_items(number: int, source: tuple[pafs.FileSystem, str, int]) -> list[str]:
+    """Answers the questions about the items of bucket `number`; `source`: file system, work folder, buckets. Digests of
+    what each bucket of users is told."""
     fs, work, buckets = source
     events = pa.concat_tables([_read(fs, _path(work, "events", b), number) for b in range(buckets)])
     asked = [_read(fs, _path(work, "questions", b), number) for b in range(buckets)]
@@ -45,6 +49,7 @@ def answer_items(number: int, source: tuple[pafs.FileSystem, str, int]) -> None:
         answers.append(pa.table({"position": questions["position"], "sums": values}))
         first += questions.num_rows
     _write(fs, _path(work, "answers", number), answers)
+    return [digest(part) for part in answers]
 
 
 def read_answers(fs: pafs.FileSystem, work: str, number: int, buckets: int) -> Array:

@@ -1,8 +1,27 @@
-"""What `prepare` says of the deliveries it read, from the counts in the manifest."""
+"""What `prepare` says of the deliveries it read, from the counts in the manifest, and of what it did not do again."""
 
 from collections.abc import Mapping
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.preparing.pieces import Kept
+from mtrec_ray.data.preparing.shards import SHARDS
+from mtrec_ray.data.preparing.shuffle import READ
+
+
+def reuse_notes(kept: Kept, refitted: bool, run: Run) -> list[str]:
+    """What was there already, and why not more. `refitted`: something else is fitted than by the `prepare` before."""
+    notes = []
+    for kind, unit, done in ((READ, "files", "read"), (SHARDS, "shards", "encoded")):
+        if kept.made[kind] < kept.total[kind]:
+            notes.append(f"{kept.made[kind]} of {kept.total[kind]} {unit} were {done} now, the others are as they were")
+    if refitted:
+        why = "What is fitted on the train rows has changed since the last time, so all shards were encoded anew"
+        if run.split.fit_until is not None:
+            why += ": rows before split.fit_until came or changed, or a table did"
+        elif run.split.by == "time":
+            why += "; split.fit_until would keep those that nothing else changes"
+        notes.append(why)
+    return notes
 
 
 def delivery_notes(counts: Mapping[str, int], run: Run) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.requests.distinct import distinct_rows
 from mtrec_ray.data.requests.rows import NEVER, Rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -102,15 +103,15 @@ def find_events(rows: Rows, run: Run) -> Events:
     feedback = np.where(at_once, rows.labels, np.float32(np.nan))
     row, task = np.nonzero(known & ~at_once)
     times = rows.feedback_time[row, task]
-    own, event = np.unique(np.stack([row, times], axis=1), axis=0, return_inverse=True)
+    own, event = distinct_rows([row, times])
     later = np.full((len(own), rows.labels.shape[1]), np.nan, dtype=np.float32)
-    later[event.ravel(), task] = rows.labels[row, task]
+    later[event, task] = rows.labels[row, task]
     shown = rows.event == run.data.candidate_event if run.data.layout == "behaviours" else np.ones(rows.num_rows, bool)
     exposure = np.concatenate([shown.astype(bool), np.zeros(len(own), dtype=bool)])
     return _sorted_events(
         rows,
-        np.concatenate([np.arange(rows.num_rows), own[:, 0]]),
-        np.concatenate([rows.time, own[:, 1]]),
+        np.concatenate([np.arange(rows.num_rows), row[own]]),
+        np.concatenate([rows.time, times[own]]),
         np.concatenate([feedback, later]),
         exposure,
     )
@@ -144,9 +145,8 @@ def _asof(rows: Rows, chosen: Array, user: Array) -> Array:
     asof = rows.time[chosen].copy()
     said = rows.request[chosen] >= 0
     if said.any():
-        _, group = np.unique(np.stack([user[said], rows.request[chosen][said]]), axis=1, return_inverse=True)
-        group = group.ravel()
-        first = np.full(group.max() + 1, NEVER, dtype=np.int64)
+        own, group = distinct_rows([user[said], rows.request[chosen][said]])
+        first = np.full(len(own), NEVER, dtype=np.int64)
         np.minimum.at(first, group, asof[said])
         asof[said] = first[group]
     return asof

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Run, Vector
 from mtrec_ray.data.reading.context import context_numbers
+from mtrec_ray.data.reading.vectors import as_vectors
 from mtrec_ray.data.requests.ids import order_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,7 +22,8 @@ SPLIT_CODES = {"train": 0, "valid": 1, "test": 2}
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows of U users, sorted by (user, time, item, row id); T tasks. Times are microseconds since 1970 UTC."""
+    """N rows of U users, sorted by (user, time, item), rows alike in these in the order of the files and of their rows
+    in them; T tasks. Times are microseconds since 1970 UTC."""
 
     users: list[str]
     """[U] in string order"""
@@ -52,9 +54,12 @@ class Rows:
     context: Array
     """float32 [N, X] in the order of `context_numbers`, NaN = unknown"""
     domain: Array
-    """object [N], "" = the log does not say; likewise `policy` and `query`"""
+    """object [N], "" = the log does not say; likewise `policy`, `query` and `time_zone`"""
     policy: Array
     query: Array
+    time_zone: Array
+    vectors: dict[str, Array]
+    """float32 [N, size] of the log's own, a row of NaN = missing"""
 
     @property
     def num_rows(self) -> int:
@@ -67,14 +72,15 @@ class Rows:
 
 
 def from_table(table: pa.Table, run: Run, integer_items: bool) -> Rows:
-    """Rows of a canonical event table (docs/ARCHITECTURE.md) in any order.
+    """Rows of a canonical event table (docs/ARCHITECTURE.md) in any order, in which those of one user, item and time
+    stay.
 
     `integer_items`: whether the ids of *all* items of the logs are integers, so that ties in time compare them as such.
     """
     users, user = _codes(table["user"], sort=True)
     items, item = _codes(table["item"])
     time, row_id = _numpy(table["time"]), _numpy(table["row_id"])
-    order = np.lexsort((row_id, order_keys(items, integer_items)[item] if len(items) else item, time, user))
+    order = np.lexsort((order_keys(items, integer_items)[item] if len(items) else item, time, user))  # is stable
     starts = np.searchsorted(user[order], np.arange(len(users) + 1))
 
     def column(name: str, missing: Any = None) -> Array:
@@ -94,11 +100,12 @@ def from_table(table: pa.Table, run: Run, integer_items: bool) -> Rows:
         row_id=row_id[order],
         request=_request_codes(table, order),
         event=column("event"),
-        split=np.array([SPLIT_CODES.get(s, -1) for s in column("split")], dtype=np.int8),
+        split=_split_codes(table, order),
         labels=_stack([_floats(table[f"label.{t}"])[order] for t in run.tasks], len(order), np.float32),
         feedback_time=_stack([_times(table[f"feedback_time.{t}"])[order] for t in run.tasks], len(order), np.int64),
         categories={c.column: column(f"category.{c.column}") for c in run.data.categories},
         numbers={n.feature: _floats(table[f"number.{n.feature}"])[order] for n in run.data.numbers},
+        vectors={v.column: _vectors(table[f"vector.{v.column}"], v)[order] for v in run.data.vectors},
         context=_stack(
             [_floats(table[f"context.{name}"])[order] for name in context_numbers(run.data.columns)],
             len(order),
@@ -107,7 +114,15 @@ def from_table(table: pa.Table, run: Run, integer_items: bool) -> Rows:
         domain=text("context.domain"),
         policy=text("context.policy"),
         query=text("context.query"),
+        time_zone=text("context.time_zone"),
     )
+
+
+def _split_codes(table: pa.Table, order: Array) -> Array:
+    if "split" not in table.column_names:
+        return np.full(len(order), -1, dtype=np.int8)
+    codes = pc.index_in(table["split"], value_set=pa.array(SPLIT_CODES, pa.string()))
+    return pc.fill_null(codes, -1).to_numpy()[order].astype(np.int8)
 
 
 def _request_codes(table: pa.Table, order: Array) -> Array:
@@ -139,6 +154,11 @@ def _objects(column: pa.ChunkedArray) -> Array:
 
 def _floats(column: pa.ChunkedArray) -> Array:
     return pc.fill_null(column.cast(pa.float64()), float("nan")).combine_chunks().to_numpy(zero_copy_only=False)
+
+
+def _vectors(column: pa.ChunkedArray, vector: Vector) -> Array:
+    assert vector.dim is not None, "of a run `with_sizes`"
+    return as_vectors(column, vector.dim)[0]
 
 
 def _times(column: pa.ChunkedArray) -> Array:

@@ -7,7 +7,7 @@ second of the hour that holds it, then the candidates of that second themselves.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -122,6 +122,25 @@ def explicit_boundaries(run: Run) -> TimeSplit | None:
     return TimeSplit(Key(train), Key(valid))
 
 
+def fitted_until(run: Run, boundaries: TimeSplit | None) -> TimeSplit | None:
+    """`split.fit_until` as a split of its own, whose train rows are those from which everything is fitted.
+
+    Raises:
+        ConfigError: no date, or one after the train period.
+    """
+    if run.split.fit_until is None:
+        return None
+    assert boundaries is not None
+    key = Key(_microseconds(run.split.fit_until, "fit_until", run))
+    if key.time > boundaries.train_until.time:
+        last = datetime.fromtimestamp(boundaries.train_until.time / 1e6, UTC).isoformat(timespec="seconds")
+        raise ConfigError(
+            f"split.fit_until {run.split.fit_until} lies after the end of the train period, {last}, and what is fitted "
+            "comes from train rows. Give an earlier time, or leave it out."
+        )
+    return TimeSplit(key, key)
+
+
 def known_until(codes: Array, starts: Array, times: Array, run: Run, boundaries: TimeSplit | None) -> Array:
     """int64 [U]: the end of each user's train period in microseconds: the train boundary, by user the time of the first
     candidate that is not train; no end where the split is by column, or for users with train candidates only."""
@@ -156,6 +175,8 @@ def _microseconds(value: str | float, key: str, run: Run) -> int:
         return round(date.timestamp() * 1_000_000)
     if unit == "iso":
         raise ConfigError(f"split.{key}: {value} must be an ISO date like 2024-05-31, since data.time_unit is iso")
+    if not abs(float(value)) < 2**62 / _MICROSECONDS.get(unit, 1):
+        raise ConfigError(f"split.{key}: {value} is no time in data.time_unit '{unit}'; write it so, or as an ISO date")
     return int(float(value)) // 1_000 if unit == "ns" else round(float(value) * _MICROSECONDS[unit])
 
 

@@ -1,4 +1,4 @@
-"""The window rule: how one user's candidates become requests of bounded length.
+"""The window rule: how users' candidates become requests of bounded length.
 
 Half windows have H = `history.max_events` // 2 events. A candidate that may see e events belongs to the anchor
 max(0, (e // H - 1) * H), and its request holds the events [anchor, anchor + 2H): so it sees at least min(e, H) events,
@@ -12,22 +12,25 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import History
+from mtrec_ray.data.requests.ragged import Ragged
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Window:
-    """One request of a user."""
+class Windows:
+    """R requests of some users, user by user, and the C candidates in them."""
 
-    first: int
-    """Its first event"""
-    stop: int
-    """One past the last event that any of its candidates sees"""
-    candidates: Array
-    """int64 [C]: which of the given candidates, in their order"""
+    user: Array
+    """int64 [R]"""
+    first: Array
+    """int64 [R] the first event of the user that a request holds"""
+    stop: Array
+    """int64 [R] one past the last event that any of its candidates sees"""
+    candidates: Ragged
+    """Which of the given candidates are in each request, in their order"""
     seen: Array
-    """int64 [C]: how many of the request's events each of them sees"""
+    """int64 [C]: how many of its request's events each candidate sees, in the order of `candidates.values`"""
 
 
 def anchor(ends: Array, max_events: int) -> Array:
@@ -36,8 +39,8 @@ def anchor(ends: Array, max_events: int) -> Array:
     return np.maximum(0, (ends // half - 1) * half)
 
 
-def windows(ends: Array, history: History, shared_end: bool) -> list[Window]:
-    """The requests of one user's candidates, all of one split, whose history ends are `ends` (int64 [C], any order).
+def windows(user: Array, ends: Array, history: History, shared_end: bool) -> Windows:
+    """The requests of candidates, all of one split, of users `user` (int64 [C]) with history ends `ends` (int64 [C]).
 
     With `shared_end` every request has candidates of one end only, and the last `max_events` events before it.
     """
@@ -47,12 +50,17 @@ def windows(ends: Array, history: History, shared_end: bool) -> list[Window]:
     else:
         first = np.maximum(0, ends - history.max_events) if shared_end else anchor(ends, history.max_events)
     group = ends if shared_end else first
-    order = np.argsort(group, kind="stable")
-    borders = np.flatnonzero(np.diff(group[order])) + 1
-    result = []
-    for members in np.split(order, borders) if len(order) else []:
-        for start in range(0, len(members), history.max_candidates):
-            chosen = members[start : start + history.max_candidates]
-            begin, stop = int(first[chosen[0]]), int(ends[chosen].max())
-            result.append(Window(begin, stop, chosen, ends[chosen] - begin))
-    return result
+    order = np.lexsort((group, user))
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (np.diff(user[order]) != 0) | (np.diff(group[order]) != 0)
+    within = np.arange(len(order)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    starts = np.flatnonzero(within % history.max_candidates == 0)
+    offsets = np.append(starts, len(order))
+    own = order[starts]
+    return Windows(
+        user=user[own],
+        first=first[own],
+        stop=np.maximum.reduceat(ends[order], starts) if len(starts) else starts,
+        candidates=Ragged(order, offsets),
+        seen=ends[order] - np.repeat(first[own], np.diff(offsets)),
+    )

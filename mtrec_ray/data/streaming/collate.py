@@ -1,5 +1,6 @@
 """Arrow request rows -> `Batch`, with array operations only: nothing here loops over requests or candidates."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,12 @@ import pyarrow as pa
 import torch
 
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.id_hashes import EVENT, ITEM, USER
 from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.reading.context import row_weights
 from mtrec_ray.data.streaming.augment.history import SHOWN
 from mtrec_ray.data.streaming.augment.thinning import WEIGHT
+from mtrec_ray.data.vectors import VECTORS, assemble, row_column
 from mtrec_ray.model.dropout import token_uids
 from mtrec_ray.model.layout import RequestLayout
 
@@ -19,11 +23,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Collator:
     """Packs request rows (schema in docs/ARCHITECTURE.md) into one `Batch`; also of no rows at all.
 
-    `causal` is false for an encoder, whose history reads in both directions.
+    `causal` is false for an encoder, whose history reads in both directions. `stored`: the vectors of items and users
+    (`data.vectors.load_vectors`), needed for data that has some.
     """
 
-    def __init__(self, manifest: Manifest, causal: bool = True) -> None:
+    def __init__(self, manifest: Manifest, causal: bool = True, stored: Mapping[str, Array] | None = None) -> None:
         self.causal = causal
+        self.vectors, self.stored = manifest.vectors, stored or {}
+        self.own_width = sum(entry.size for entry in manifest.vectors if entry.scope == "log")
         self.has_tokens = manifest.vocab_size > 0
         self.tasks = len(manifest.tasks)
         self.slots = sum(entry.width for entry in manifest.categories)
@@ -63,25 +70,29 @@ class Collator:
             shown=_tensor(_values(rows, SHOWN if SHOWN in rows.column_names else "candidate_events"), np.int64),
             candidate_event_start=_tensor(event_start, np.int64),
             candidate_event_end=_tensor(event_start + seen, np.int64),
+            vectors=self._vectors(rows, count),
             catalogue=_tensor(_optional(rows, "catalogue", 0), np.int64),
             event_catalogue=_tensor(_optional(rows, "event_catalogue", 0), np.int64),
+            user_hash=_tensor(rows.column(USER).to_numpy()[request] if USER in rows.column_names else [], np.int64),
+            item_hash=_tensor(_optional(rows, ITEM, 0), np.int64),
+            event_hash=_tensor(_optional(rows, EVENT, 0), np.int64),
         )
 
     def _label_weights(self, rows: pa.Table, count: int) -> torch.Tensor:
-        """float32 [C, T].
-
-        A rate is that of the row itself, so that its inverse makes sums over the rows those over all that there were,
-        whatever rows were left out by it: negatives, or those of one surface.
-        """
-        weights = np.ones(count)
+        """float32 [C, T]"""
         context = _values(rows, "context", np.float64).reshape(count, len(self.context))
-        if "row_weight" in self.context:
-            weights *= context[:, self.context.index("row_weight")]
-        if "sampling_rate" in self.context:
-            weights /= context[:, self.context.index("sampling_rate")]
+        weights = row_weights(context, self.context)
         if WEIGHT in rows.column_names:
             weights *= _values(rows, WEIGHT)
         return _tensor(np.repeat(weights[:, None], self.tasks, axis=1), np.float32)
+
+    def _vectors(self, rows: pa.Table, count: int) -> torch.Tensor:
+        """float32 [C, V]; [0, 0] of data without vectors."""
+        if not self.vectors:
+            return torch.zeros(0, 0)
+        own = _values(rows, VECTORS) if self.own_width else np.zeros(0)
+        named = {scope: _values(rows, row_column(scope)) for scope in self.stored}
+        return _tensor(assemble(self.vectors, own.reshape(count, self.own_width), self.stored, named), np.float32)
 
     def _layout(
         self, rows: pa.Table, candidates: Array, events: Array, event_start: Array, seen: Array
@@ -127,5 +138,5 @@ def _optional(rows: pa.Table, name: str, size: int) -> Array:
     return _values(rows, name) if name in rows.column_names else np.full(size, np.nan)
 
 
-def _tensor(values: Array, dtype: type) -> torch.Tensor:
+def _tensor(values: Array | list[int], dtype: type) -> torch.Tensor:
     return torch.from_numpy(np.array(values, dtype=dtype))  # a copy: Arrow's memory is read-only

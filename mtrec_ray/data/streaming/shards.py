@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.filesystem import open_fs, path_in
 from mtrec_ray.data.manifest import FORMAT, Manifest
 from mtrec_ray.errors import DataError
 
@@ -27,6 +27,7 @@ class Shards:
         self.split = split
         self.entries = manifest.shards[split]
         self.row_group_requests = manifest.row_group_requests
+        self.context = manifest.context
         self.cost_column = "tokens" if manifest.vocab_size else "candidates"
 
     @cached_property
@@ -80,7 +81,7 @@ class Shards:
     def schema(self, columns: Sequence[str] | None = None) -> pa.Schema:
         """Arrow schema of the request rows."""
         filesystem, root = open_fs(self.prepared)
-        schema = pq.read_schema(f"{root}/{self.entries[0].path}", filesystem=filesystem).remove_metadata()
+        schema = pq.read_schema(path_in(root, self.entries[0].path), filesystem=filesystem).remove_metadata()
         return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
     def _by_shard(self, numbers: IntArray) -> Iterator[tuple[int, IntArray]]:
@@ -93,7 +94,7 @@ class Shards:
         """The row groups of a file that hold some of its rows, and where in that table those rows are."""
         filesystem, root = open_fs(self.prepared)
         try:
-            with pq.ParquetFile(f"{root}/{path}", filesystem=filesystem) as file:
+            with pq.ParquetFile(path_in(root, path), filesystem=filesystem) as file:
                 sizes = _group_sizes(file)
                 if sizes.sum() != self.entries[shard].requests:
                     raise DataError(self._damaged(path, f"{sizes.sum()} requests", self.entries[shard].requests))
@@ -111,7 +112,7 @@ class Shards:
     def _damaged(self, path: str, found: str, requests: int) -> str:
         return (
             f"{self.prepared}/{path}: found {found}, but the manifest promises {requests} requests. "
-            "The prepared folder is damaged; delete it and run `mtrec prepare` again."
+            "It is damaged: delete it, all files of its name and the prepared folder, and run `mtrec prepare` again."
         )
 
 

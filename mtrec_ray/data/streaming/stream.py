@@ -16,6 +16,7 @@ from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.chunks import NUMBER, ChunkSource, LocalChunks, open_order
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import Order, OrderSettings, StepPlan
+from mtrec_ray.data.vectors import load_vectors
 
 _STEPS_AHEAD = 2
 
@@ -57,7 +58,8 @@ class StepStream:
     ) -> Self:
         """Rank 0's, read in this process."""
         chunks = LocalChunks(prepared, settings, 0)
-        return cls(open_order(prepared, settings), 0, Collator(manifest, causal), chunks, augmenter)
+        collator = Collator(manifest, causal, load_vectors(prepared, manifest))
+        return cls(open_order(prepared, settings), 0, collator, chunks, augmenter)
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Steps [first, last), collated in a thread ahead of the consumer; each call reads anew.
