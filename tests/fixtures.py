@@ -138,7 +138,15 @@ def write_shard(folder: Path, path: str, rows: list[dict[str, Any]], row_group: 
     lengths = pa.table({"tokens": pa.array(tokens, pa.int32()), "candidates": pa.array(candidates, pa.int32())})
     pq.write_table(lengths, folder / path.replace(".parquet", ".lengths.parquet"), row_group_size=row_group)
     digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
-    return ShardEntry(path=path, requests=len(rows), candidates=sum(candidates), tokens=sum(tokens), sha256=digest)
+    return ShardEntry(
+        path=path,
+        bucket=int(path.removesuffix(".parquet")[-5:]),
+        period=0,
+        requests=len(rows),
+        candidates=sum(candidates),
+        tokens=sum(tokens),
+        sha256=digest,
+    )
 
 
 def _write_documents(folder: Path, rng: np.random.Generator) -> list[str]:

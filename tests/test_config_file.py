@@ -60,6 +60,9 @@ def choices_of(dotted: str) -> list[Any]:
     return []
 
 
+OF_HASHED_IDS = ("features.user_rows", "features.item_rows", "features.hashes")
+
+
 def plain_keys() -> list[str]:
     """Every scalar key that has a default and stands alone."""
     tree = parse(MINIMAL).model_dump(mode="json")
@@ -69,6 +72,7 @@ def plain_keys() -> list[str]:
         for path in paths_of(tree)
         if not path.startswith("tasks.")
         and not path.startswith("strategy.adaptive.")  # refused without `main`, see multitask/strategy/test_adaptive.py
+        and path not in OF_HASHED_IDS  # refused without `features.ids: hashed`, see data/test_id_hashes.py
         and path != "data.time_zone"  # takes names of zones only, see data/test_log_times.py
         and path not in needs_another
         and isinstance(value_at(tree, path), bool | int | float | str)

@@ -1,11 +1,10 @@
 """What the logs and their tables are, what a candidate may know of its past, and which rows are held out."""
 
-import zoneinfo
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from mtrec_ray.config.part import Duration, Part, Share
+from mtrec_ray.config.part import Duration, Part, Share, is_time_zone
 from mtrec_ray.config.sources import Feedback, PartitionRange, TimeUnit, UserMap
 
 
@@ -35,8 +34,28 @@ class Number(Part):
         return self.name or self.column
 
 
+SHORTEST_VECTOR = 4
+
+
+class Vector(Part):
+    """A column of lists of numbers, all of one size, as embeddings of images, audio or graphs.
+
+    Lists in Parquet (also of fixed size) and JSONL, text like `[0.5, 1]` in CSV. Empty cells and empty lists are
+    missing, which the model can tell from every vector. Other sizes and numbers that are not finite are bad rows.
+
+    Vectors are read as they are, nothing is fitted on them: the model centres each and scales it to one length
+    (`model.vectors`), so that neither their mean nor their length counts, and a vector needs at least 4 numbers.
+    Where these mean something, declare the numbers themselves in `numbers`.
+    """
+
+    column: str
+    dim: Annotated[int, Field(ge=SHORTEST_VECTOR)] | None = None
+    """Numbers in each; by default as many as in the first that is not missing."""
+
+
 CategoryField = Annotated[Category, BeforeValidator(_column)]
 NumberField = Annotated[Number, BeforeValidator(_column)]
+VectorField = Annotated[Vector, BeforeValidator(_column)]
 
 
 class Table(Part):
@@ -48,11 +67,18 @@ class Table(Part):
     """Template over the table's columns, as `"{title} {genres}"`; empty cells give empty text."""
     categories: list[CategoryField] = []
     numbers: list[NumberField] = []
+    vectors: list[VectorField] = []
+    """Stored once per row of the table, and not with every request."""
+    published: str | None = None
+    """Of items: column with the time since when an item is there; may be empty. The age of an item counts from then,
+    else from when the log first mentions it. A time that is later than the candidate's does not count."""
+    time_zone: str | None = None
+    """Of users: column with the IANA name of the zone that a user's clock is in; empty = `data.time_zone`."""
     valid_from: str | None = None
     """Column with the time from which on a row holds. A candidate takes the last row of its key that is not later than
     itself, an event of a history the one of its own time; before the first row the key is unknown."""
     time_unit: TimeUnit | None = None
-    """Of `valid_from`; by default `data.time_unit`."""
+    """Of `valid_from` and `published`; by default `data.time_unit`."""
 
 
 class Columns(Part):
@@ -66,9 +92,10 @@ class Columns(Part):
     event: str | None = None
     """Event type; needed by layout `behaviours`."""
     row_weight: str | None = None
-    """A number of at least 0: how much the row counts in all losses."""
+    """A number of at least 0: how much the row counts in all losses and metrics."""
     sampling_rate: str | None = None
-    """A number above 0 and at most 1: the share of such rows that the log kept, as 0.1 for negatives kept at 10 %."""
+    """A number above 0 and at most 1: the share of such rows that the log kept, as 0.1 for negatives kept at 10 %. In
+    losses and metrics the row counts 1 / rate: both are estimates of what they were with all rows."""
     position: str | None = None
     """A whole number of at least 0: the place on the page; empty = unknown."""
     propensity: str | None = None
@@ -83,6 +110,8 @@ class Columns(Part):
     query: str | None = None
     """What was searched for; it stands before the candidate's text, and at most half of `history.candidate_tokens` is
     for it. Histories have no queries."""
+    time_zone: str | None = None
+    """IANA name of the zone that the user's clock was in, for the hour and the weekday; empty = `data.time_zone`."""
 
 
 class Data(Part):
@@ -106,7 +135,8 @@ class Data(Part):
     time_unit: TimeUnit = "s"
     time_zone: str = "UTC"
     """IANA name, as Europe/Oslo, of times that do not say their zone: ISO text without an offset, Parquet timestamps
-    that are not in UTC, and dates in `split`. Times that this zone had twice, or not at all, are quarantined."""
+    that are not in UTC, and dates in `split`. Times that this zone had twice, or not at all, are quarantined. The hour
+    and the weekday (`features.time`) are those of its clocks, where no column says whose the user goes by."""
     candidate_event: str | None = None
     """`behaviours`: the event type that makes a candidate, as VIEW (its first one per user and item)."""
     items: Table | None = None
@@ -114,21 +144,34 @@ class Data(Part):
     categories: list[CategoryField] = []
     """Columns of the log itself that are known when the item is shown."""
     numbers: list[NumberField] = []
+    vectors: list[VectorField] = []
+    """Likewise; stored with each candidate."""
     max_bad_share: Share = 0.01
     """`prepare` stops when a larger share of the rows had to be quarantined."""
-    prepared_dir: str = "prepared"
+    prepared_dir: Annotated[str, Field(min_length=1)] = "prepared"
     """Cache of prepared data: a folder or URL; one subfolder per fingerprint of inputs and settings."""
     buckets: PositiveInt = 8
     """Users are hashed into this many buckets; each becomes one shard per split and one unit of parallel work."""
+    period: Annotated[Duration, Field(gt=0)] | None = None
+    """As `1d`: each bucket becomes one shard per split and period, so that new days only add shards. Requests hold
+    candidates of one period only. Without it new rows change the one shard of their users' bucket and split."""
 
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        try:
-            zoneinfo.ZoneInfo(value)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"'{value}' is no time zone; write an IANA name, as UTC or Europe/Oslo") from None
+        if not is_time_zone(value):
+            raise ValueError(f"'{value}' is no time zone; write an IANA name, as UTC or Europe/Oslo")
         return value
+
+    @model_validator(mode="after")
+    def _tables_are_of_items_and_users(self) -> Self:
+        if self.items is not None and self.items.time_zone is not None:
+            raise ValueError("data.items.time_zone: items have no clock; give data.users.time_zone")
+        if self.users is not None and self.users.published is not None:
+            raise ValueError("data.users.published: users are not published; give data.items.published")
+        if self.columns.time_zone is not None and self.users is not None and self.users.time_zone is not None:
+            raise ValueError("data.columns.time_zone and data.users.time_zone both say a user's zone; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _behaviours_need_types(self) -> Self:
@@ -204,6 +247,9 @@ class Split(Part):
     train_until: str | float | None = None
     """First time that is no longer train: a number in the log's unit or an ISO date."""
     valid_until: str | float | None = None
+    fit_until: str | float | None = None
+    """As `train_until`: what is fitted (ids, categories, base rates, aggregates' statistics, the tokenizer) comes from
+    the train rows before this time, and so stays as it is when train rows come that are later. By default from all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -213,6 +259,8 @@ class Split(Part):
             raise ValueError("give both split.train_until and split.valid_until, or neither")
         if self.train_until is not None and self.by != "time":
             raise ValueError("split.train_until belongs to split.by: time")
+        if self.fit_until is not None and self.by != "time":
+            raise ValueError("split.fit_until belongs to split.by: time")
         if self.valid + self.test >= 1:
             raise ValueError("split.valid + split.test must leave rows for training")
         return self

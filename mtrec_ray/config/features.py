@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, model_validator
 
+from mtrec_ray.config.model import RESOLVED
 from mtrec_ray.config.part import Dropout, Part, Share
 
 
@@ -14,24 +15,48 @@ class Features(Part):
     """Width of the table of user ids; 0 = no such table. Off: beside the aggregates it did not pay (docs/LOG.md)."""
     item_dim: Annotated[int, Field(ge=0)] = 0
     """Width of the table of item ids, likewise."""
+    ids: Literal["exact", "hashed"] = "exact"
+    """`exact`: a row for each id with `min_count` train rows, and one that all others share. `hashed`: each id, also
+    one that train does not know, has `hashes` rows of a table of fixed size, shared with others by chance; its vector
+    is their sum. `mtrec prepare` says how many share theirs."""
+    user_rows: PositiveInt = 100_000
+    """Of a hashed table of users."""
+    item_rows: PositiveInt = 100_000
+    """Of hashed tables of items: candidates, the history's attention, matching."""
+    hashes: Annotated[int, Field(ge=1, le=8)] = 2
+    """Rows for each id of hashed tables."""
     category_dim: Annotated[int, Field(ge=0)] = 8
     min_count: PositiveInt = 2
-    """Ids with fewer train rows share the unknown row."""
+    """Ids with fewer train rows share the unknown row; hashed tables have none."""
     id_dropout: Dropout = 0.1
-    """Share of ids replaced by the unknown row in training, so that it is trained."""
+    """Share of ids replaced by the unknown row in training, so that it is trained; with hashed tables their vectors are
+    left out."""
     aggregates: list[str] | Literal["auto"] = "auto"
-    """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`; `[]` = none."""
+    """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`, `taste genres`; `[]` = none."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Statistics of items in train rows leave out the fold the user belongs to."""
     time: bool = True
-    """Hour, weekday and gaps to the user's earlier events."""
+    """Hour and weekday on the user's clock, gaps to the user's earlier events, and the age of the item."""
     number_dim: Annotated[int, Field(ge=0)] = 0
     """Width of a piecewise-linear encoding of each number, beside the standardised number; 0 = none."""
+    vector_dim: PositiveInt = 16
+    """Width that each declared vector is projected to; to leave one out, take it out of `data`."""
     history_dim: Annotated[int, Field(ge=0)] = 0
     """Width of the attention from the candidate's item to the items of its history; 0 = no such attention."""
+    history_gaps: bool = True
+    """Whether that attention learns how much events count by how long before the candidate they were, in spans of time
+    that double, beside a slope over all of them."""
     hidden: list[PositiveInt] = [128]
     """Layers of the network that reads the side features."""
     dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _nothing_idle(self, info: ValidationInfo) -> Self:
+        names = ("user_rows", "item_rows", "hashes")
+        idle = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if idle and self.ids == "exact" and RESOLVED not in (info.context or ()):
+            raise ValueError(f"{idle[0]} does nothing with ids: exact; set ids: hashed, or remove {idle[0]}")
+        return self
 
 
 class ItemText(Part):

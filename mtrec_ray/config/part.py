@@ -1,12 +1,12 @@
 """The base of all config parts, and the types of values that several of them have."""
 
 import re
+import zoneinfo
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-"""What a task without labels cannot have."""
 
 
 def parse_duration(value: Any) -> Any:
@@ -19,9 +19,19 @@ def parse_duration(value: Any) -> Any:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=100 * 365 * _UNITS["d"])]
+"""Seconds, of at most a hundred years, that times in microseconds can be moved by."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+def is_time_zone(name: str) -> bool:
+    """Whether it is an IANA name, as `Europe/Oslo`."""
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 class Part(BaseModel):

@@ -6,6 +6,7 @@ lines of torch; `deepspeed` must give the same gradients.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Protocol, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.model.dropout import DropoutKey
+from mtrec_ray.model.row_table import row_tables
 from mtrec_ray.multitask.balancing.point import Point
 from mtrec_ray.tasks.kind import Logits
 
@@ -22,10 +24,10 @@ class TrainedModel(Protocol):
     """The part of `model.recommender.Recommender` that engines use, beside `nn.Module`."""
 
     learnable: frozenset[str]
-    """Names of all parameters that are trained at some time of the run."""
+    """Names of all parameters and tables that are trained at some time of the run."""
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Trained parameters by group (`adapters`, `towers`, `tables`) and name."""
+        """Trained parameters by group (`adapters`, `towers`, `tables`) and name; row tables are no parameters."""
         ...
 
 
@@ -102,12 +104,13 @@ def build_engine(run: Run, build_model: BuildModel, device: torch.device) -> Eng
     return DeepSpeedEngine(run, build_model, device)
 
 
-def learnable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that are trained at some time of the run, in the model's order."""
+def learnable(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights that are trained at some time of the run: parameters in the model's order, then tables."""
     names = cast(TrainedModel, model).learnable
-    return ((name, p) for name, p in model.named_parameters() if name in names)
+    tables = ((name, table.weight) for name, table in row_tables(model).items())
+    return ((name, weight) for name, weight in chain(model.named_parameters(), tables) if name in names)
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that get gradients, in the model's order."""
+    """Names and parameters that get gradients, in the model's order; tables are `engine.tables`' business."""
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

@@ -5,6 +5,9 @@
 - Precision is the model's business (frozen weights and autocast in bfloat16, trained weights in float32), so
   DeepSpeed runs in its float32 mode at every stage and there is no second set of weights.
 - On CPU it would compile a C++ extension at start; nothing here needs a compiler (`_without_compiled_ops`).
+- It makes nothing of sparse gradients beyond stage 1 and would split a table over the ranks at stage 3. So the row
+  tables are no parameters, and it never sees them (`engine.tables`); but their gradients count in the norm that all
+  are clipped by, so clipping is ours too (`DeepSpeedEngine._clip`).
 - Whole tensors come from its `safe_get_full_*`. Of the setters those for parts of ZeRO-3 are used, since the whole
   ones fail on sizes that the number of ranks does not divide.
 """
@@ -20,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
@@ -31,6 +35,7 @@ from mtrec_ray.engine.optimizer import (
     scale_learning_rates,
     whole_state,
 )
+from mtrec_ray.engine.tables import TableSteps
 from mtrec_ray.errors import BackboneError
 from mtrec_ray.model.dropout import DropoutKey
 from mtrec_ray.multitask.balancing.point import Point
@@ -51,7 +56,7 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
         # For DeepSpeed a micro-step is one row; what it holds, and how many there are, varies (see `backward`).
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": run.train.clip_norm or 0.0,
+        "gradient_clipping": 0.0,  # `DeepSpeedEngine._clip` does it, by the norm of all gradients, those of tables too
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -81,11 +86,19 @@ class DeepSpeedEngine:
         self.gradient_scale = float(self.world_size)  # see `backward`
         self.stage: int = run.engine.zero_stage
         model: Any = _load_sharded(run, build_model, self.world_rank) if self.stage == 3 else build_model()
+        self._nothing = None
+        if not any(p.requires_grad for p in model.parameters()):
+            # A stage may train row tables alone, but DeepSpeed needs something to step.
+            self._nothing = nn.Parameter(torch.zeros(1, device=device))
+            model.register_parameter("nothing", self._nothing)
         self._optimizer = build_optimizer(model, run, device)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=deepspeed_config(run), dist_init_required=False
         )
         self.model: nn.Module = self._engine.module
+        self._tables = TableSteps(self.model, run, device, self.gradient_scale)
+        self._limit = run.train.clip_norm
+        self._optimizer.register_step_pre_hook(lambda *_: self._clip())
         if self.stage in (1, 2):
             # DeepSpeed links state and parameters after the first group's first step, when the others have none yet.
             self._create_state()
@@ -98,14 +111,27 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
+        if self._nothing is not None and self.stage < 3:
+            loss = loss + 0 * self._nothing.sum()  # at stages 1 and 2 it also needs a gradient
         # DeepSpeed divides by the number of ranks in its reduction, and by the micro-steps only if asked to.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        self._tables.collect()
+        if last:
+            self._tables.exchange()
 
     def step(self, lr_scale: float) -> Tensor:
         scale_learning_rates(self._optimizer, lr_scale)
-        norm = self._unpartitioned_norm() if self.stage == 0 else None
+        zero = self._engine.optimizer
+        self._unpartitioned_norm = (
+            None if self.stage else get_total_norm([p.grad for _, p in self._trained() if p.grad is not None])
+        )
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm)
+        if self.stage and zero.overflow:  # then it has left out the step
+            self._tables.drop()
+            return torch.tensor(torch.inf)
+        norm = self._norm()
+        self._tables.step(lr_scale, norm)
+        return norm
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         values = values.clone()
@@ -115,7 +141,8 @@ class DeepSpeedEngine:
     def gradients(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_grad
 
-        return {name: safe_get_full_grad(p).detach().cpu().clone() for name, p in trained(self.model)}
+        dense = {name: safe_get_full_grad(p).detach().cpu().clone() for name, p in self._trained()}
+        return dense | self._tables.gradients()
 
     def parameters(self) -> dict[str, Tensor]:
         from deepspeed.runtime.zero import GatheredParameters
@@ -144,16 +171,19 @@ class DeepSpeedEngine:
                 safe_set_full_fp32_param(parameter, value)
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        parameters = dict(trained(self.model))
+        parameters = dict(self._trained())
+        of_tables = self._tables.state()
         if self.stage == 0:
-            return whole_state(self._optimizer, parameters)
-        return {name: state for name, p in parameters.items() if (state := self._state_of(p))}
+            return whole_state(self._optimizer, parameters) | of_tables
+        return {name: state for name, p in parameters.items() if (state := self._state_of(p))} | of_tables
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        parameters = dict(trained(self.model))
+        parameters = dict(self._trained())
+        self._tables.load_state(state)
         if self.stage == 0:
             load_whole_state(self._optimizer, parameters, state)
             return
+        state = {name: values for name, values in state.items() if name in parameters}
         if not state:
             return
         self._create_state(next(iter(state.values())).get("step"))
@@ -164,6 +194,9 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self._engine.destroy()
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in trained(self.model) if p is not self._nothing)
 
     def _flat_parameters(self) -> list[Tensor]:
         """What the torch optimizer steps at stages 1-3: of each of its groups, this rank's part as one vector."""
@@ -203,15 +236,22 @@ class DeepSpeedEngine:
         else:
             safe_set_full_optimizer_state(parameter, value, key)
 
-    def _own_part(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+    def _own_part(self, value: Tensor, parameter: Tensor) -> Tensor:
         """This rank's part of a whole tensor at stage 3; the last rank's is padded with zeros."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         padded = functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
         return padded[self.world_rank * size : (self.world_rank + 1) * size]
 
-    def _unpartitioned_norm(self) -> Tensor:
-        """DeepSpeed gives no norm at stage 0."""
-        return torch.nn.utils.get_total_norm([p.grad for _, p in trained(self.model) if p.grad is not None])
+    def _norm(self) -> Tensor:
+        """Of all gradients of the step. DeepSpeed has summed up those that it has before it steps; not at stage 0."""
+        found = self._unpartitioned_norm
+        return self._tables.norm_with(self._engine.optimizer._global_grad_norm if found is None else found)
+
+    def _clip(self) -> None:
+        """Before each step of the torch optimizer, which at stages 1-3 are several, of parts of the weights."""
+        if self._limit is not None:
+            stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
+            clip_grads_with_norm_(stepped, self._limit, self._norm())
 
 
 def _import(device: torch.device) -> Any:

@@ -1,7 +1,8 @@
 """The optimizer of a run, and the learning rate of each of its parameters.
 
 A parameter's rate is that of its group (`train.learning_rate`) times what `train.lora_plus` and `train.layer_decay`
-make of it. torch gets one group for each pair of group and multiple, so without these settings there are three.
+make of it. torch gets one group for each pair of group and multiple. Row tables (`model.row_table`) are not among them:
+`engine.tables` steps these.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from mtrec_ray.engine.base import TrainedModel
 from mtrec_ray.model.layers import IN_BACKBONE, layers_above
 
 _ADAPTERS = "adapters"
+_NOTHING = {"params": [], "lr": 0.0, "initial_lr": 0.0}
+"""The group of a stage that trains row tables alone."""
 _LORA = ("lora", "dora")
 """Kinds with an A that is random and a B that is 0 at the start; AdaLoRA's factors are singular vectors."""
 
@@ -30,7 +33,7 @@ def build_optimizer(model: nn.Module, run: Run, device: torch.device) -> torch.o
     precision of a float, 1.2e-7, below which it lets no matrix's mean squared gradient fall: gradients under 3e-4 would
     then make steps that do not get smaller with them. Ours squared is the 1e-30 that the paper adds to squared ones.
     """
-    groups = rate_groups(model, run)
+    groups = rate_groups(model, run) or [_NOTHING]
     if run.engine.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=run.train.momentum)
     if run.engine.optimizer == "adafactor":
@@ -124,10 +127,11 @@ def load_whole_state(
     parameters: Mapping[str, nn.Parameter],
     state: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """The inverse of `whole_state`."""
-    for name, values in state.items():
-        parameter = parameters[name]
-        # torch keeps the step count on the host.
-        optimizer.state[parameter] = {
-            key: value.clone().to("cpu" if key == "step" else parameter.device) for key, value in values.items()
-        }
+    """The inverse of `whole_state`, from among the state of all weights."""
+    for name, parameter in parameters.items():
+        if name in state:
+            # torch keeps the step count on the host.
+            optimizer.state[parameter] = {
+                key: value.clone().to("cpu" if key == "step" else parameter.device)
+                for key, value in state[name].items()
+            }

@@ -20,6 +20,7 @@ from mtrec_ray.data.streaming.order import OrderSettings
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.shared import SharedSteps
 from mtrec_ray.data.streaming.stream import StepStream
+from mtrec_ray.data.vectors import load_vectors
 from mtrec_ray.evaluate.facts import facts_of
 from mtrec_ray.launch.ingest import order_settings
 from mtrec_ray.launch.jobs import use_threads
@@ -189,7 +190,8 @@ class StackTrials:
             shared = self._streams.get(key)
             if shared is None:
                 assert self._stack is not None
-                collator = Collator(self._stack.manifest, reads_causally(self._run))
+                vectors = load_vectors(self._prepared, self._stack.manifest)
+                collator = Collator(self._stack.manifest, reads_causally(self._run), vectors)
                 chunks = RayChunks(self._prepared, settings, 0)
                 augmenter = open_augmenter(run, self._prepared, self._stack.manifest)
                 stream = StepStream(open_order(self._prepared, settings), 0, collator, chunks, augmenter)

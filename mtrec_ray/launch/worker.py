@@ -16,6 +16,7 @@ from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import Order
 from mtrec_ray.data.streaming.shards import load_manifest
 from mtrec_ray.data.streaming.stream import Step, StepStream
+from mtrec_ray.data.vectors import load_vectors
 from mtrec_ray.engine.base import Engine
 from mtrec_ray.evaluate.facts import facts_of
 from mtrec_ray.launch.jobs import use_threads
@@ -84,7 +85,7 @@ class Worker:
         self.manifest: Manifest = load_manifest(prepared)
         self.catalogue = load_catalogue(prepared, self.manifest)
         self.build_backbone = BackboneBuilder(run, prepared, self.manifest)
-        self.collator = Collator(self.manifest, reads_causally(run))
+        self.collator = Collator(self.manifest, reads_causally(run), load_vectors(prepared, self.manifest))
 
     def stream(self, split: str, augmenter: Augmenter | None = None) -> StepStream:
         import ray.train

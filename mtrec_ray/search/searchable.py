@@ -138,6 +138,7 @@ def _idle(path: str, run: Run) -> str | None:
     if path in (rates := idle_settings(run)):
         return rates[path]
     part, _, field = path.partition(".")
+    data = run.data
     of_adapters = part == "adapter" or path in ("train.learning_rate.adapters", "train.weight_decay.adapters")
     if run.backbone.name == NONE and (of_adapters or (part == "backbone" and field != "name")):
         return "backbone.name is none"
@@ -150,6 +151,12 @@ def _idle(path: str, run: Run) -> str | None:
         return "no task is of kind retrieval or interest_match"
     if path == "features.id_dropout" and not (run.features.user_dim or run.features.item_dim or matches):
         return "features.user_dim and features.item_dim are 0"
+    if path == "features.vector_dim" and not any(part and part.vectors for part in (data, data.items, data.users)):
+        return "no vectors are declared"
+    if path in ("features.user_rows", "features.item_rows", "features.hashes") and run.features.ids == "exact":
+        return "features.ids is exact"
+    if path == "features.history_gaps" and not run.features.history_dim:
+        return "features.history_dim is 0"
     if part == "position" and (reason := _idle_position(field, run)):
         return reason
     if path.startswith("strategy.adaptive.") and field != "adaptive.main" and not run.strategy.adaptive.is_on:

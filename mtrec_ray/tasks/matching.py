@@ -32,7 +32,8 @@ class MatchingKind(TaskKind):
     class Params(Part):
         exclude_seen: bool = False
         """Whether the items of the history that a candidate sees, exposures among them, are left out of its ranking
-        (and are not its negatives), but for its own item. A history reaches back `history.max_events` at most."""
+        (and are not its negatives), but for its own item. A history reaches back `history.max_events` at most. Items
+        that the user likes later are ranked as all others."""
 
     params: Params
     labels = "binary"
@@ -57,7 +58,8 @@ class MatchingKind(TaskKind):
             raise ConfigError(
                 f"tasks.{task}.kind: '{run.tasks[task].kind}' gives each item one vector for all times, but "
                 "data.items.valid_from says that items change: vectors of what they became later would rank earlier "
-                "rows. Leave out data.items.valid_from and give a table from before the split, or take another kind."
+                "rows. Leave it out and give a table from before the split, where data.items.published says since when "
+                "items exist, or take another kind."
             )
 
     @property
@@ -90,7 +92,7 @@ class Retrieval(MatchingKind):
     class Params(MatchingKind.Params):
         negatives: PositiveInt = 128
         """M"""
-        power: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.75
+        power: Annotated[float, Field(ge=0, le=10)] = 0.75
         """0 draws all train items alike, 1 as often as they were shown."""
 
     params: Params

@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from mtrec_ray.engine.base import trained
+from mtrec_ray.model.row_table import row_tables
 
 _MIB = 2**20
 
 
 def trained_parameters(model: nn.Module) -> int:
     """How many numbers are trained, over all ranks: ZeRO-3 leaves a rank a part of each parameter."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in trained(model))
+    tables = sum(table.weight.numel() for table in row_tables(model).values() if table.is_trained)
+    return tables + sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in trained(model))
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.filesystem import open_fs, path_in
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import BackboneError, DataError
 from mtrec_ray.model.backbone import is_causal, load_config, locate
@@ -71,9 +71,8 @@ def separator(tokenizer: PreTrainedTokenizerBase) -> int:
 def load_corpus(prepared: str, manifest: Manifest, separator_id: int) -> Corpus:
     """All documents of a prepared folder. Raises `DataError` if there are none."""
     filesystem, root = open_fs(prepared)
-    columns = [
-        pq.read_table(f"{root}/{path}", columns=["ids"], filesystem=filesystem)["ids"] for path in manifest.documents
-    ]
+    paths = [path_in(root, path) for path in manifest.documents]
+    columns = [pq.ParquetFile(path, filesystem=filesystem).read(["ids"])["ids"] for path in paths]
     chunks = [chunk for column in columns for chunk in column.chunks if len(chunk)]
     if not chunks:
         raise DataError(

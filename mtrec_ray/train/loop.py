@@ -210,7 +210,7 @@ def _not_finite(engine: Engine, recipe: Recipe, step: int, sums: Tensor, batches
     named[engine.world_rank, : len(own)] = torch.tensor(own, dtype=torch.int64)
     named = engine.sum_over_ranks(named + 1) - 1  # 0 in the places of other ranks
     told = [f"row {row & ((1 << 40) - 1)} of log file {row >> 40}" for row in named.flatten().tolist() if row >= 0]
-    where = f", first in {', '.join(told[:_NAMED_ROWS])} (files in order of path, from 0)" if told else ""
+    where = f", first in {', '.join(told[:_NAMED_ROWS])} (see files.parquet of the prepared data)" if told else ""
     return DivergedError(
         f"step {step + 1}: the loss of {', '.join(objective.tasks[t] for t in bad) or 'all tasks together'} is not "
         f"finite{where}. Lower train.learning_rate or set train.clip_norm; if it happens in the first steps, look for "

@@ -55,7 +55,8 @@ class CatalogueRanks:
         assert model.matcher is not None
         self._matcher: Matcher = model.matcher
         self._kinds = [kind for kind in kinds if isinstance(kind, MatchingKind)]
-        first, which = _told_apart(self._matcher.catalogue)
+        items = self._matcher.pair_of(self._kinds[0].task.name).items  # all of them tell the same items apart
+        first, which = told_apart(self._matcher.catalogue, items.told_apart())
         backbone: Any = model.backbone
         self._first_seen = self._matcher.first_seen
         rows, places = (torch.from_numpy(values).to(self._first_seen.device) for values in (first, which))
@@ -107,15 +108,18 @@ def _parts(rows: Tensor, size: int) -> Iterator[Tensor]:
     return iter(rows.split(max(1, size))) if len(rows) else iter(())
 
 
-def _told_apart(catalogue: Catalogue) -> tuple[Array, Array]:
+def told_apart(catalogue: Catalogue, ids: Array) -> tuple[Array, Array]:
     """int64 [U] an item of each kind that a model can tell apart, and int64 [I] which of them each item is.
 
-    Items that train knows have vectors of their own; of the others categories and text are all there is.
+    `ids`: see `ItemVectors.told_apart`. Of items that are alike there, categories and text are all there is.
     """
-    alike: dict[tuple[bytes, bytes], int] = {}
+    alike: dict[tuple[int, bytes, bytes], int] = {}
     text, same_as = catalogue.text, np.arange(len(catalogue))
-    for row in np.flatnonzero(catalogue.index == 0).tolist():
-        ids = text.values[text.offsets[row] : text.offsets[row + 1]]
-        same_as[row] = alike.setdefault((catalogue.categories[row].tobytes(), ids.tobytes()), row)
+    _, group, sizes = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
+    group = group.ravel()
+    for row in np.flatnonzero(sizes[group] > 1).tolist():
+        tokens = text.values[text.offsets[row] : text.offsets[row + 1]]
+        key = (int(group[row]), catalogue.categories[row].tobytes(), tokens.tobytes())
+        same_as[row] = alike.setdefault(key, row)
     first, which = np.unique(same_as, return_inverse=True)
     return first, which.ravel()

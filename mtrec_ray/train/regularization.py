@@ -115,7 +115,8 @@ def check_features(run: Run, manifest: Manifest) -> None:
     adversarial, features = run.regularization.adversarial, run.features
     moves_features = adversarial.on == "features" or (adversarial.on == "auto" and run.backbone.name == "none")
     widths = (features.user_dim, features.item_dim, features.history_dim, run.position.method == "feature")
-    read = any(widths) or bool(manifest.numbers) or (bool(manifest.categories) and features.category_dim > 0)
+    read = any(widths) or bool(manifest.numbers) or bool(manifest.vectors)
+    read = read or (bool(manifest.categories) and features.category_dim > 0)
     if adversarial.is_on and moves_features and not read:
         raise ConfigError(
             "regularization.adversarial.on is features, but candidates have no side features; set features.item_dim or "

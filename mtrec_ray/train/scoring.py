@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from mtrec_ray.data.filesystem import open_fs, write_table_atomic
 from mtrec_ray.data.manifest import TaskEntry
-from mtrec_ray.data.reading.context import CODED
+from mtrec_ray.data.reading.context import CODED, weighs
 from mtrec_ray.data.streaming.shards import Shards
-from mtrec_ray.evaluate.facts import shown_together
+from mtrec_ray.evaluate.facts import read_weights, shown_together
 from mtrec_ray.evaluate.predictions import from_numpy
 from mtrec_ray.train.evaluation import Scores
 
@@ -21,7 +21,8 @@ def predictions_table(shards: Shards, scores: Scores, tasks: Sequence[TaskEntry]
     match users with items also `rank.<task>` and `catalogue.<task>`, null but for positives (see `train.ranks`).
 
     `shown`: the smallest row id of what was shown together. A task without labels has no columns.
-    And `domain` and `policy` where the log has them, in its own words, which train rows may lack.
+    And `domain` and `policy` where the log has them, in its own words, which train rows may lack, and `weight` where it
+    says how much rows count (`data.reading.context.row_weights`).
 
     Raises:
         RuntimeError: the scores are not of every candidate of the split, once each.
@@ -47,6 +48,8 @@ def predictions_table(shards: Shards, scores: Scores, tasks: Sequence[TaskEntry]
     }
     for name, column in of_candidates.items():
         columns[name] = table.column(column).combine_chunks().flatten().take(pa.array(order))
+    if weighs(shards.context):
+        columns["weight"] = pa.array(read_weights(shards)[1])
     labelled = [(t, task.name) for t, task in enumerate(tasks) if task.labels != "none"]
     columns |= {f"label.{name}": pa.array(scores.labels[:, t]) for t, name in labelled}
     columns |= {f"score.{name}": from_numpy(scores.scores[name]) for _, name in labelled}

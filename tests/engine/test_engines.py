@@ -1,5 +1,6 @@
 """DeepSpeed at every ZeRO stage, on two ranks, against the plain engine: all in one group of processes."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,8 +78,40 @@ def on_rank(model_folder: str) -> dict[str, Any]:
     found["moved momentum"] = moved_between_engines(rank, [zero(2), zero(0), zero(3), zero(1)], MOMENTUM)
     found["moved adafactor"] = moved_between_engines(rank, [zero(0), PLAIN, zero(0)], ADAFACTOR)
     found["tiny"] = {stage: tiny_groups(rank, zero(stage)) for stage in (1, 2, 3)}
+    for stage in (None, *STAGES):
+        engine = PLAIN if stage is None else zero(stage)
+        for dense in (False, True):
+            found[f"tables {stage} {dense}"] = clipped_tables(engine, dense, **share)
     found["sharded"] = load_sharded(model_folder)
     return found
+
+
+def clipped_tables(
+    engine_settings: tuple[str, ...], dense: bool, clip_norm: float | None = 1e-4, **data: Any
+) -> dict[str, Tensor]:
+    """Weights after three steps in which the row tables are all that is trained, or else one bias beside them: so most
+    of the norm that gradients are clipped by is theirs."""
+    without_decay = "train.weight_decay={adapters: 0, towers: 0, tables: 0}"
+    clip = f"train.clip_norm={json.dumps(clip_norm)}"
+    run = make_run(*engine_settings, *SGD, without_decay, clip, "train.momentum=0.9")
+
+    def build() -> Recommender:
+        model = Recommender(None, make_manifest(), run)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(dense and name == "side.network.0.bias")
+        return model
+
+    engine = build_engine(run, build, CPU)
+    steps = make_steps(3, **data)
+    take_steps(engine, steps[:2], make_objective(run))
+    before, engine = engine, build_engine(run, build, CPU)
+    engine.load_parameters(before.parameters())
+    engine.load_optimizer_state(before.optimizer_state())
+    before.close()
+    take_steps(engine, steps[2:], make_objective(run))
+    parameters = engine.parameters()
+    engine.close()
+    return parameters
 
 
 def empty_micro_step(overrides: tuple[str, ...], rank: int) -> dict[str, Tensor]:
@@ -234,6 +267,19 @@ def test_full_fine_tuning_trains_the_backbone_in_bf16_with_float32_weights(found
 @pytest.mark.parametrize("name", ["adam 1", "offload 2", "offload 3"])
 def test_adamw_with_clipping_and_decay_equals_the_plain_engine(found, name: str) -> None:
     assert distance(found[name][1], trained(*ADAM, steps=3)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("stage", [None, *STAGES])
+def test_clipping_counts_row_tables_at_every_stage(found, stage: int | None, dense: bool) -> None:
+    alone, unclipped = clipped_tables(PLAIN, dense), clipped_tables(PLAIN, dense, clip_norm=None)
+    start = make_engine(make_run(*SGD)).parameters()
+    moved = [
+        {name: weights[name] - start[name] for name in start}
+        for weights in (found[f"tables {stage} {dense}"], alone, unclipped)
+    ]
+    assert distance(moved[0], moved[1]) < 1e-3  # of weights about 1e4 times as large
+    assert distance(moved[1], moved[2]) > 0.5
 
 
 def test_activation_checkpointing_changes_nothing(found) -> None:

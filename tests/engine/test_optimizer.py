@@ -1,4 +1,4 @@
-"""One step and three, worked by hand, on the plain engine."""
+"""One step and three, worked by hand, on the plain engine: of parameters; of tables see `test_tables`."""
 
 from typing import Any
 
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.config_file import dump, parse
+from mtrec_ray.engine.base import Engine
 from mtrec_ray.engine.optimizer import idle_settings, ignored, rate_groups
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.model.row_table import row_tables
 from mtrec_ray.search.searchable import idle
 from tests.batches import make_run, make_steps
 from tests.training import distance, make_engine, make_objective, take_steps
@@ -24,18 +26,20 @@ SGD = (
 
 
 def trace(*overrides: str, steps: int = 1) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Parameters before, gradients of each step, and parameters after."""
+    """Parameters before, gradients of each step, and parameters after; without row tables."""
     run = make_run(*SGD, *overrides)
     engine = make_engine(run, with_backbone=True)
-    before = engine.parameters()
+    before = without_tables(engine, engine.parameters())
     gradients = take_steps(engine, make_steps(steps, tokens=True), make_objective(run))
-    return before, gradients, engine.parameters()
+    return before, gradients, without_tables(engine, engine.parameters())
+
+
+def without_tables(engine: Engine, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if name not in row_tables(engine.model)}
 
 
 def group_of(name: str) -> str:
-    if name.startswith("backbone."):
-        return "adapters"
-    return "tables" if name.startswith("side.") and "table" in name else "towers"
+    return "adapters" if name.startswith("backbone.") else "towers"
 
 
 def rates(*overrides: str) -> dict[str, float]:
@@ -60,7 +64,7 @@ def test_without_settings_there_is_a_group_for_each_rate_of_the_config() -> None
     model = make_engine(run, with_backbone=True).model
     groups = rate_groups(model, run)
     found = [(g["name"], g["lr"], g["initial_lr"], g["weight_decay"]) for g in groups]
-    assert found == [("adapters", 1e-3, 1e-3, 0.1), ("towers", 1e-3, 1e-3, 0.2), ("tables", 2e-3, 2e-3, 0.3)]
+    assert found == [("adapters", 1e-3, 1e-3, 0.1), ("towers", 1e-3, 1e-3, 0.2)]
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in model.parameters())
 
 
@@ -142,7 +146,7 @@ def test_adafactor_keeps_a_row_and_a_column_of_each_matrix() -> None:
     engine = make_engine(run, with_backbone=True)
     take_steps(engine, make_steps(1, tokens=True), make_objective(run))
     state = engine.optimizer_state()
-    for name, weight in engine.parameters().items():
+    for name, weight in without_tables(engine, engine.parameters()).items():
         found = {key: tuple(value.shape) for key, value in state[name].items()}
         if weight.ndim == 1:
             assert found == {"step": (), "variance": tuple(weight.shape)}

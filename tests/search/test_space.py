@@ -228,10 +228,13 @@ def test_pretrained_weights_that_nobody_would_make_are_refused():
         ("adapter.orthogonality", {}, "adapter.kind is lora"),
         ("train.learning_rate.adapters", {"adapter": {"kind": "frozen"}}, "adapter.kind is frozen"),
         ("features.id_dropout", {}, "features.user_dim and features.item_dim are 0"),
+        ("features.history_gaps", {}, "features.history_dim is 0"),
+        ("features.vector_dim", {}, "no vectors are declared"),
     ],
 )
 def test_a_path_without_effect_is_refused(path, parts, reason):
-    space = {path: [2, 4] if path == "adapter.rank" else {"uniform": [0.1, 0.2]}}
+    values = {"adapter.rank": [2, 4], "features.vector_dim": [2, 4], "features.history_gaps": [True, False]}
+    space = {path: values.get(path, {"uniform": [0.1, 0.2]})}
     with pytest.raises(ConfigError, match=f"tune.space.{path} changes nothing, since {reason}"):
         Space.parse(run_of(space, **parts))
 

@@ -118,7 +118,7 @@ def test_each_unit_is_moved_as_it_is_alone(float64: None, place: Place, mode: st
 
 @pytest.mark.parametrize("place", ["tokens", "features"])
 def test_the_loss_rises_by_the_gradients_length_times_the_move(float64: None, place: Place) -> None:
-    case, batch, still = Case(place), batch_of(*range(6)), Reading()
+    case, batch, still = Case(place, "packed", "seed=3"), batch_of(*range(6)), Reading()
     loss = case.loss(batch, still)
     assert still.added is not None
     assert still.values is not None

@@ -85,7 +85,8 @@ def _step_by_hand(engine: Engine, run: Run, step: Step) -> dict[str, Tensor]:
     weights = method.weights(step.plan, Seen(means, observed, gramian, torch.ones_like(means)))
     towers_weights = weights if method.place == "loss" else torch.ones_like(weights)
     (losses * towers_weights).sum().backward()
-    z.backward((weights[:, None] * per_task).sum(0).view_as(z).to(z.dtype))
+    at_z = (weights[:, None] * per_task).sum(0).view_as(z).to(z.dtype)
+    engine.backward((z * at_z).sum(), last=True)
     return engine.gradients()
 
 
