@@ -23,33 +23,30 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.catalogue import CATALOGUE, Catalogue
+from mtrec_ray.data.catalogue import CATALOGUE
 from mtrec_ray.data.features.aggregates import declared
-from mtrec_ray.data.features.attributes import Tables, category_columns, read_tables
-from mtrec_ray.data.features.scalers import number_entries
+from mtrec_ray.data.features.attributes import Tables, read_tables
 from mtrec_ray.data.features.side_features import asks_item_past
 from mtrec_ray.data.filesystem import FoundFile, find, write_atomic, write_table_atomic, writing
-from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, Collected, Fitted, fit
+from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, Collected, fit
 from mtrec_ray.data.fitting.fitted_files import save_fitted
 from mtrec_ray.data.fitting.tokenizer import has_shared_end, make_tokenizer
-from mtrec_ray.data.id_hashes import collision_notes, table_collisions
-from mtrec_ray.data.manifest import SPLITS, CatalogueEntry, CategoryEntry, Manifest, ShardEntry
+from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.prepared import Prepared, Workplace, is_complete, load_prepared, prepared_path
-from mtrec_ray.data.preparing.catalogue import item_categories, make_catalogue, matching_tasks
+from mtrec_ray.data.preparing.catalogue import make_catalogue, matching_tasks
 from mtrec_ray.data.preparing.dependence import bucket_part, encoding_part, reading_part
 from mtrec_ray.data.preparing.digest import digest
 from mtrec_ray.data.preparing.fingerprint import fingerprint
 from mtrec_ray.data.preparing.item_pass import answer_items, is_sent
-from mtrec_ray.data.preparing.notes import delivery_notes, reuse_notes
+from mtrec_ray.data.preparing.made import Encoded, make_manifest
+from mtrec_ray.data.preparing.notes import reuse_notes, summary
 from mtrec_ray.data.preparing.parallel import MapTasks, ray_tasks
-from mtrec_ray.data.preparing.pieces import PIECES, Kept, Pieces, key_of
+from mtrec_ray.data.preparing.pieces import Kept, Pieces, key_of
 from mtrec_ray.data.preparing.settle import Source
 from mtrec_ray.data.preparing.shards import (
     DOCUMENTS,
-    ROW_GROUP_REQUESTS,
     SHARDS,
     EncodeTask,
-    Written,
     common_digest,
     encode_bucket,
     encode_key,
@@ -74,10 +71,8 @@ from mtrec_ray.data.preparing.stages import (
     count_seconds,
     has_windows,
     send_bucket,
-    user_counts,
 )
 from mtrec_ray.data.preparing.vectors import store_vectors
-from mtrec_ray.data.reading.context import context_numbers
 from mtrec_ray.data.reading.drift import absent_columns
 from mtrec_ray.data.reading.logs import check_log, find_files
 from mtrec_ray.data.reading.user_map import read_user_map
@@ -122,7 +117,7 @@ def prepare(run: Run, map_tasks: MapTasks = ray_tasks) -> Prepared:
     finally:
         place.close()
     prepared = Prepared.load(path)
-    say("\n".join([_summary(prepared, run), *reuse_notes(kept, refitted, run)]))
+    say("\n".join([*summary(prepared, run), *reuse_notes(kept, refitted, run)]))
     return prepared
 
 
@@ -190,7 +185,9 @@ class _Preparation:
         )
         task = replace(task, common=common_digest(task, tokenizer_digest))
         encoded = self._encode(task, buckets, answers)
-        manifest = self._manifest(digest_of_all, fitted, tokenizer, boundaries, encoded, catalogue, read, counts, sums)
+        manifest = make_manifest(
+            run, digest_of_all, self.shared_end, fitted, tokenizer, boundaries, encoded, catalogue, read, counts, sums
+        )
         refitted = kept.changed(key_of(source.run, run.features.aggregates, run.backbone.name), task.common)
         return manifest.model_copy(update={"vectors": vectors}), refitted
 
@@ -249,7 +246,7 @@ class _Preparation:
         told = self.map_tasks(answer_items, numbers, (fs, work, len(buckets)), "Following items", "buckets")
         return [digest([of_items[bucket] for of_items in told]) for bucket in numbers]
 
-    def _encode(self, task: EncodeTask, buckets: Sequence[BucketFiles], answers: Sequence[str]) -> "_Encoded":
+    def _encode(self, task: EncodeTask, buckets: Sequence[BucketFiles], answers: Sequence[str]) -> Encoded:
         pieces = self.kept.pieces
         known = {kind: pieces.known(kind) for kind in (SHARDS, DOCUMENTS)}
         tables = self._table_files()
@@ -275,7 +272,7 @@ class _Preparation:
         documents = [of_bucket.documents for of_bucket in found if of_bucket.documents is not None]
         for kind, used in ((SHARDS, [key for *_, key in shards]), (DOCUMENTS, documents)):
             self.kept.count(kind, used, len(set(used) - known[kind]))
-        return _Encoded(sorted(shards), pieces.load_all(SHARDS, [key for *_, key in sorted(shards)]), documents)
+        return Encoded(sorted(shards), pieces.load_all(SHARDS, [key for *_, key in sorted(shards)]), documents)
 
     def _boundaries(self, counts: Sequence[Counts], source: Source, buckets: Sequence[BucketFiles]) -> TimeSplit | None:
         """Raises `DataError` for too few candidates, or a split column that says nothing of some of them."""
@@ -335,135 +332,3 @@ class _Preparation:
         for name, content in files.items():
             write_atomic(self.place.fs, f"{self.place.out}/tokenizer/{name}", content)
         return tokenizer, digest(files)
-
-    def _manifest(
-        self,
-        digest: str,
-        fitted: Fitted,
-        tokenizer: PreTrainedTokenizerBase | None,
-        boundaries: TimeSplit | None,
-        encoded: "_Encoded",
-        catalogue: Catalogue | None,
-        read: Counter[str],
-        counts: Sequence[Counts],
-        sums: Sequence[Sums],
-    ) -> Manifest:
-        written = encoded.written
-        ends = {} if boundaries is None else {name: key.time for name, key in boundaries._asdict().items()}
-        return Manifest(
-            fingerprint=digest,
-            tasks=fitted.tasks,
-            categories=_category_entries(self.run, fitted),
-            numbers=number_entries(self.run, written),
-            num_users=fitted.users.size,
-            num_items=fitted.items.size,
-            context=context_numbers(self.run.data.columns),
-            domains=["", *fitted.domains.keys.to_pylist()],
-            policies=["", *fitted.policies.keys.to_pylist()],
-            positions=_ends([s.positions for s in sums]),
-            propensities=sum(s.propensities for s in sums),
-            history_layout="shared_end" if self.shared_end else "staircase",
-            vocab_size=0 if tokenizer is None else len(tokenizer),
-            max_request_tokens=max(w.longest["request"] for w in written),
-            max_position=max(w.longest["position"] for w in written),
-            row_group_requests=ROW_GROUP_REQUESTS,
-            shards={split: encoded.entries(split) for split in SPLITS},
-            documents=[f"../{PIECES}/{DOCUMENTS}/{key}.parquet" for key in encoded.documents],
-            boundaries=ends,
-            catalogue=None if catalogue is None else _catalogue_entry(self.run, catalogue),
-            id_collisions=table_collisions(fitted.users.keys.to_pylist(), fitted.items.keys.to_pylist(), self.run),
-            counts=_counts(read, counts, sums, written),
-        )
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """All shards, ordered by period and bucket."""
-
-    shards: list[tuple[int, int, str, str]]
-    """(period, bucket, split, key)"""
-    written: list[Written]
-    documents: list[str]
-    """Keys"""
-
-    def entries(self, split: str) -> list[ShardEntry]:
-        return [
-            ShardEntry(
-                path=f"../{PIECES}/{SHARDS}/{key}.parquet",
-                bucket=bucket,
-                period=period,
-                requests=written.requests,
-                candidates=written.candidates,
-                tokens=written.tokens,
-                sha256=written.sha256,
-            )
-            for (period, bucket, of_split, key), written in zip(self.shards, self.written, strict=True)
-            if of_split == split
-        ]
-
-
-def _ends(ranges: Sequence[list[int]]) -> list[int]:
-    """The smallest and the largest of all; empty if all are."""
-    found = [end for ends in ranges for end in ends]
-    return [min(found), max(found)] if found else []
-
-
-def _catalogue_entry(run: Run, catalogue: Catalogue) -> CatalogueEntry:
-    in_train = int((catalogue.shown > 0).sum())
-    return CatalogueEntry(path=CATALOGUE, items=len(catalogue), in_train=in_train, categories=item_categories(run))
-
-
-def _category_entries(run: Run, fitted: Fitted) -> list[CategoryEntry]:
-    entries, offset = [], 0
-    for _, category in category_columns(run):
-        name = category.column
-        width = fitted.widths[name]
-        entries.append(CategoryEntry(name=name, offset=offset, width=width, size=fitted.categories[name].size))
-        offset += width
-    return entries
-
-
-def _counts(
-    read: Counter[str], counts: Sequence[Counts], sums: Sequence[Sums], written: Sequence[Written]
-) -> dict[str, int]:
-    encoded = sum((Counter(w.counts) for w in written), Counter[str]())
-    users = sum((Counter(s.users) for s in sums), Counter[str]())
-    return {
-        **read,
-        "events": sum(s.events for s in sums),
-        "users": sum(c.users for c in counts),
-        "users_with_few_candidates": sum(c.few for c in counts),
-        "items": len(set().union(*(s.items for s in sums))),
-        "requests": sum(w.requests for w in written),
-        "candidates": sum(w.candidates for w in written),
-        "cut_texts": encoded["cut_events"] + encoded["cut_candidates"],
-        "cut_events": encoded["cut_events"],
-        "cut_candidates": encoded["cut_candidates"],
-        "duplicates": sum(c.duplicates for c in counts),
-        **{name: users[name] for split in SPLITS[1:] for name in user_counts(split)},
-    }
-
-
-def _summary(prepared: Prepared, run: Run) -> str:
-    manifest = prepared.manifest
-    counts = manifest.counts
-    sizes_text = ", ".join(f"{sum(s.candidates for s in manifest.shards[split])} {split}" for split in SPLITS)
-    lines = [
-        f"Prepared {counts['candidates']} candidates ({sizes_text}) of {counts['users']} users in {counts['requests']} "
-        f"requests: {prepared.path}"
-    ]
-    if counts["rows_quarantined"]:
-        lines.append(f"{counts['rows_quarantined']} bad rows are in {prepared.path}/quarantine.parquet")
-    if not manifest.boundaries and counts["users_with_few_candidates"]:
-        lines.append(f"{counts['users_with_few_candidates']} users have fewer than 3 candidates: all in train")
-    if counts["cut_texts"]:
-        lines.append(
-            f"{counts['cut_events']} events in histories and {counts['cut_candidates']} candidates have texts longer "
-            "than history.event_tokens or history.candidate_tokens; they were cut"
-        )
-    lines += collision_notes(manifest.id_collisions)
-    lines += delivery_notes(counts, run)
-    lines += [
-        f"No candidate is in {split}" for split in SPLITS if not any(s.candidates for s in manifest.shards[split])
-    ]
-    return "\n".join(lines)

@@ -1,8 +1,11 @@
-"""What `prepare` says of the deliveries it read, from the counts in the manifest, and of what it did not do again."""
+"""What `prepare` says in the end: of the data it made, of the deliveries it read, and of what it did not do again."""
 
 from collections.abc import Mapping
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.id_hashes import collision_notes
+from mtrec_ray.data.manifest import SPLITS
+from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.pieces import Kept
 from mtrec_ray.data.preparing.shards import SHARDS
 from mtrec_ray.data.preparing.shuffle import READ
@@ -46,3 +49,29 @@ def delivery_notes(counts: Mapping[str, int], run: Run) -> list[str]:
         if new:
             notes.append(f"{new / users:.1%} of the {users} {split} users have no earlier event")
     return notes
+
+
+def summary(prepared: Prepared, run: Run) -> list[str]:
+    """What is said of prepared data that was just made."""
+    manifest = prepared.manifest
+    counts = manifest.counts
+    sizes_text = ", ".join(f"{sum(s.candidates for s in manifest.shards[split])} {split}" for split in SPLITS)
+    lines = [
+        f"Prepared {counts['candidates']} candidates ({sizes_text}) of {counts['users']} users in {counts['requests']} "
+        f"requests: {prepared.path}"
+    ]
+    if counts["rows_quarantined"]:
+        lines.append(f"{counts['rows_quarantined']} bad rows are in {prepared.path}/quarantine.parquet")
+    if not manifest.boundaries and counts["users_with_few_candidates"]:
+        lines.append(f"{counts['users_with_few_candidates']} users have fewer than 3 candidates: all in train")
+    if counts["cut_texts"]:
+        lines.append(
+            f"{counts['cut_events']} events in histories and {counts['cut_candidates']} candidates have texts longer "
+            "than history.event_tokens or history.candidate_tokens; they were cut"
+        )
+    lines += collision_notes(manifest.id_collisions)
+    lines += delivery_notes(counts, run)
+    lines += [
+        f"No candidate is in {split}" for split in SPLITS if not any(s.candidates for s in manifest.shards[split])
+    ]
+    return lines
