@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sampled import machine, sample_run
+from sampled import StepData, machine, sample_run
 
 from mtrec_ray.config import Balance, Run
-from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.parallel import serial_tasks
@@ -56,14 +55,6 @@ TASKS = {
     "engaged": {"label": "click + like >= 1"},
     "seconds": {"kind": "regression", "label": "dwell_s", "params": {"loss": "mae"}},
 }
-
-
-@dataclass(frozen=True)
-class StepData:
-    """One optimizer step."""
-
-    plan: int
-    batches: list[Batch]
 
 
 def main() -> None:

@@ -15,13 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from sampled import machine
+from sampled import StepData, machine
 from turns import resident_mib
 
 from mtrec_ray import config_file
@@ -49,14 +49,6 @@ train: {log_every: 1000000, decay: constant, warmup: 0}
 balance: {conflict: false}
 engine: {name: plain}
 """
-
-
-@dataclass(frozen=True)
-class StepData:
-    """One optimizer step."""
-
-    plan: int
-    batches: list[Batch]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `stack.py` and `peers.py` share: a generated sample as a run with the benchmarks' backbone, and clocks."""
+"""What benchmarks share: a generated sample as a run with their backbone, a step's data, and clocks."""
 
 import os
 import time
@@ -8,6 +8,7 @@ from typing import Self
 
 from mtrec_ray import config_file
 from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.sample import write_sample
 
 BACKBONE = (
@@ -21,6 +22,14 @@ BACKBONE = (
 
 class Enough(Exception):  # noqa: N818  # ends a training job that has been measured; no error
     """Raised in place of the next step; carries what was measured."""
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One optimizer step."""
+
+    plan: int
+    batches: list[Batch]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.features.attributes import Tables, read_tables
 from mtrec_ray.data.features.side_features import asks_item_past
 from mtrec_ray.data.filesystem import FoundFile, find, write_atomic, write_table_atomic, writing
-from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, Collected, fit
+from mtrec_ray.data.fitting.collect import Collected
+from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, fit
 from mtrec_ray.data.fitting.fitted_files import save_fitted
 from mtrec_ray.data.fitting.tokenizer import has_shared_end, make_tokenizer
 from mtrec_ray.data.manifest import Manifest

@@ -5,7 +5,8 @@ from typing import Any
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import read_tables
 from mtrec_ray.data.features.item_past import answered
-from mtrec_ray.data.fitting.fit import Fitted, collect, fit
+from mtrec_ray.data.fitting.collect import collect
+from mtrec_ray.data.fitting.fit import Fitted, fit
 from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.preparing.encode import Encoded, encode
 from mtrec_ray.data.requests.splits import TimeSplit

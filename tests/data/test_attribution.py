@@ -7,8 +7,9 @@ import pytest
 
 from mtrec_ray.config import Task
 from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.fitting.collect import collect
 from mtrec_ray.data.fitting.delays import delay_entry
-from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.fit import fit
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.data.preparing.parallel import serial_tasks

@@ -1,7 +1,8 @@
 import pytest
 
 from mtrec_ray.data.features.attributes import Tables
-from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.collect import collect
+from mtrec_ray.data.fitting.fit import fit
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.errors import DataError
 from tests.data.by_hand import bucket, config

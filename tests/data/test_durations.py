@@ -3,7 +3,8 @@ import pytest
 
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.fitting import durations
-from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.collect import collect
+from mtrec_ray.data.fitting.fit import fit
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.data.requests.splits import Key, TimeSplit
 from mtrec_ray.errors import ConfigError

@@ -5,7 +5,8 @@ import pytest
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.statistics import Interactions, item_factors
 from mtrec_ray.data.filesystem import open_fs
-from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.collect import collect
+from mtrec_ray.data.fitting.fit import fit
 from mtrec_ray.data.fitting.fitted_files import load_fitted, save_fitted
 from mtrec_ray.data.fitting.tally import Tally, Vocabulary, earliest, in_order, merge
 from mtrec_ray.data.requests.ids import fold_of

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.item_past import answered
-from mtrec_ray.data.fitting.fit import collect, fit
+from mtrec_ray.data.fitting.collect import collect
+from mtrec_ray.data.fitting.fit import fit
 from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.filesystem import write_table_atomic
-from mtrec_ray.data.fitting.fit import Collected, collect
+from mtrec_ray.data.fitting.collect import Collected, collect
 from mtrec_ray.data.manifest import SPLITS
 from mtrec_ray.data.preparing.catalogue import SeenItems, matching_tasks, seen_items
 from mtrec_ray.data.preparing.item_pass import send_items
