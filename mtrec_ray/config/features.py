@@ -32,7 +32,8 @@ class Features(Part):
     """Share of ids replaced by the unknown row in training, so that it is trained; with hashed tables their vectors are
     left out."""
     aggregates: list[str] | Literal["auto"] = "auto"
-    """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`, `taste genres`; `[]` = none."""
+    """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`, `taste genres`, `taste genres
+    fading 20d`; `[]` = none."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Statistics of items in train rows leave out the fold the user belongs to."""
     time: bool = True
@@ -40,12 +41,17 @@ class Features(Part):
     number_dim: Annotated[int, Field(ge=0)] = 0
     """Width of a piecewise-linear encoding of each number, beside the standardised number; 0 = none."""
     vector_dim: PositiveInt = 16
-    """Width that each declared vector is projected to; to leave one out, take it out of `data`."""
+    """Width that each declared vector is projected to; to leave one out, take it out of `data`. In the vectors of tasks
+    that match it is `matching.dim`."""
     history_dim: Annotated[int, Field(ge=0)] = 0
     """Width of the attention from the candidate's item to the items of its history; 0 = no such attention."""
     history_gaps: bool = True
     """Whether that attention learns how much events count by how long before the candidate they were, in spans of time
     that double, beside a slope over all of them."""
+    interactions: bool = False
+    """Whether the network also reads the inner products of every two of the vectors of ids, categories and declared
+    vectors: for what depends on how two of them go together, as the words of a query and of an item. They need two
+    such parts."""
     hidden: list[PositiveInt] = [128]
     """Layers of the network that reads the side features."""
     dropout: Dropout = 0.1

@@ -5,9 +5,12 @@ import pytest
 
 from mtrec_ray.data.features import tastes
 from mtrec_ray.data.features.aggregates import compute, declared, feature_names, parse
+from mtrec_ray.data.features.factors import Interactions, value_factors
 from mtrec_ray.data.features.running import Asked, Past
 from mtrec_ray.data.features.signals import Signal
-from mtrec_ray.data.features.statistics import Interactions, Statistics, value_factors
+from mtrec_ray.data.features.statistics import Statistics
+from mtrec_ray.data.preparing.fingerprint import settings
+from mtrec_ray.errors import ConfigError
 from tests.data.by_hand import SECOND, config
 
 ITEMS = {"path": "items.csv", "key": "item", "text": "{words}", "categories": [{"column": "words", "separator": " "}]}
@@ -55,14 +58,16 @@ def row(fitted, codes):
     return np.array([1.0, *(vector / max(np.linalg.norm(vector), 1e-12))])
 
 
-def of_run():
-    run = config(data__items=ITEMS, tasks=TASKS, features__aggregates=["taste words"])
+def of_run(declaration="taste words"):
+    run = config(data__items=ITEMS, tasks=TASKS, features__aggregates=[declaration])
     return declared(run)
 
 
-def test_it_is_a_ridge_regression_of_the_visible_residuals(user):
+@pytest.mark.parametrize("half_life", [1, 3600, 20 * 86400, None])  # seconds; the events lie thousands apart
+def test_it_is_a_ridge_regression_of_the_visible_residuals(user, half_life):
     past, asked, fitted = user
-    features = compute(of_run(), past, asked, fitted, SIGNALS)
+    name = "taste words" if half_life is None else f"taste words fading {half_life}s"
+    features = compute(of_run(name), past, asked, fitted, SIGNALS)
     assert 0 < asked.end.min() < asked.end.max()
     for c, end in enumerate(asked.end):
         x = np.array([row(fitted, codes) for codes in past.categories["words"][:end]])
@@ -70,20 +75,24 @@ def test_it_is_a_ridge_regression_of_the_visible_residuals(user):
         for s, signal in enumerate(SIGNALS):
             w = past.weight[:end, s]
             r = past.value[:end, s] - w * fitted.mean[past.item[:end], s]
-            inverse = np.linalg.inv(x.T @ np.diag(w) @ x + np.diag([2.0, 5.0, 5.0, 5.0]))
+            fade = 1 if half_life is None else 0.5 ** ((asked.time[c] - past.time[:end]) / (half_life * SECOND))
+            w, r = fade * w, fade * r
+            inverse = np.linalg.inv(x.T @ np.diag(w) @ x + np.diag([20.0, 5.0, 5.0, 5.0]))
             beta = inverse @ x.T @ r
             late = past.time[:end] >= asked.time[c] - 3600 * SECOND
             left = x[late].T @ (r - w * (x @ beta))[late]
             hour = np.linalg.inv(x[late].T @ np.diag(w[late]) @ x[late] + 20 * np.eye(4)) @ left
             expected = {"residual": q @ beta, "hour": q @ hour, "unknown": q @ inverse @ q}
-            found = {part: features[f"taste words.{signal.name}.{part}"][c] for part in expected}
+            found = {part: features[f"{name}.{signal.name}.{part}"][c] for part in expected}
             assert found == pytest.approx(expected, abs=1e-9)
 
 
-def test_blocks_of_events_change_nothing(user, monkeypatch):
-    whole = compute(of_run(), *user, SIGNALS)
-    monkeypatch.setattr(tastes, "_BLOCK", 4)
-    parts = compute(of_run(), *user, SIGNALS)
+@pytest.mark.parametrize(("setting", "value"), [("_BLOCK", 4), ("_BLOCK_HALF_LIVES", 0.5)])
+def test_blocks_of_events_change_nothing(user, monkeypatch, setting, value):
+    fading = of_run("taste words fading 1h")
+    whole = compute(fading, *user, SIGNALS)
+    monkeypatch.setattr(tastes, setting, value)
+    parts = compute(fading, *user, SIGNALS)
     assert all(np.allclose(whole[name], parts[name], rtol=0, atol=1e-12) for name in whole)
 
 
@@ -110,6 +119,32 @@ def test_names_do_not_depend_on_the_rows_and_a_newcomer_has_no_taste(user):
     assert not features["taste words.like.residual"].any()
     assert (features["taste words.like.unknown"] > 0).all()
     assert parse("taste words : like", config(data__items=ITEMS, tasks=TASKS)).tasks == ("like",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("taste words fading 20 days", "cannot read|neither user"),
+        ("taste words fading soon", "half-life 'soon' is not a duration"),
+        ("taste words fading 0d", "half-life must be more than 0, found '0d'"),
+        ("user fading 3d", "only `taste` can fade by time"),
+        ("taste word fading 3d", "Did you mean 'taste words'"),
+    ],
+)
+def test_a_half_life_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(text, config(data__items=ITEMS, tasks=TASKS))
+    assert str(error.value).startswith("features.aggregates")
+
+
+def test_a_faded_and_an_unfaded_taste_stand_side_by_side():
+    both = ["taste words", "taste words fading 2d : like"]
+    run = config(data__items=ITEMS, tasks=TASKS, features__aggregates=both)
+    assert [a.name for a in declared(run)] == ["taste words", "taste words fading 2d"]
+    assert declared(run)[1].tasks == ("like",)
+    assert len(set(feature_names(declared(run), SIGNALS, ["words"]))) == 3 * 3 + 3
+    other = config(data__items=ITEMS, tasks=TASKS, features__aggregates=[both[0], both[1].replace("2d", "3d")])
+    assert settings(run) != settings(other), "data prepared for one half-life is not taken for another"
 
 
 def planted():

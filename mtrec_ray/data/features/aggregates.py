@@ -10,6 +10,7 @@
     user ~ year       with weights that fade with the number of events since
     taste genres      the user's residuals regressed on factors of the values, which are alike where the same users
                       like them: what is to be expected of the candidate (not in `auto`)
+    taste genres fading 20d   likewise, where tastes drift: an event counts half as much after every 20 days
     ... : like        any of these for some tasks only, as `user ~ genres : like, rating`
 
 Everything about the user, and all that is running, is known strictly before the candidate's time; what is fitted comes
@@ -17,14 +18,15 @@ from `Statistics`, which for train rows leave out the user's fold. Training, eva
 `compute`.
 """
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Run, parse_duration
 from mtrec_ray.data.features.attributes import category_columns, number_columns
 from mtrec_ray.data.features.item_past import past_width
 from mtrec_ray.data.features.running import Asked, Past, running_features
@@ -46,6 +48,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _PATTERN = re.compile(r"\s*([^*~:]+?)\s*(?:([*~])\s*([^*~:]+?)\s*)?(?::(.+))?")
 
+_FADING = re.compile(r"(taste .+?|[^ ]+) fading\s+(\S+)")
+
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -55,9 +59,18 @@ class Aggregate:
     of: str
     """What the kind is about: `item`, a category's column or a number's feature; empty for `user`"""
     tasks: tuple[str, ...]
+    fading: str = ""
+    """Of a taste that fades: the half-life as declared, e.g. `20d`"""
+
+    @property
+    def half_life(self) -> float:
+        """Microseconds; `inf`: nothing fades."""
+        return 1e6 * parse_duration(self.fading) if self.fading else math.inf
 
     @property
     def name(self) -> str:
+        if self.kind == "taste" and self.fading:
+            return f"taste {self.of} fading {self.fading}"
         if self.kind in ("running", "taste"):
             return f"{self.kind} {self.of}"
         return f"user {self.kind} {self.of}" if self.kind in "*~" else self.of or "user"
@@ -79,6 +92,11 @@ def declared(run: Run) -> list[Aggregate]:
     return [parse(text, run, f"features.aggregates[{i}]") for i, text in enumerate(texts)]
 
 
+def asks_factors(run: Run) -> bool:
+    """Whether an aggregate reads the factors of items."""
+    return any(aggregate.kind == "~" and aggregate.of == "item" for aggregate in declared(run))
+
+
 def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
     """One declaration, as `user ~ genres : like`. Raises `ConfigError`."""
     match = _PATTERN.fullmatch(text)
@@ -92,6 +110,12 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
         if tasks and not run.tasks[task].labelled:
             raise ConfigError(f"{where}: '{text}' names task '{task}', which has no label to aggregate; leave it out.")
     categories, numbers = _known(run)
+    fading = _FADING.fullmatch(left)
+    if fading is not None and operator is None:
+        taste = parse(fading[1], run, where)
+        if taste.kind != "taste":
+            raise ConfigError(f"{where}: '{text}': of the aggregates only `taste` can fade by time.")
+        return replace(taste, tasks=chosen, fading=_checked_half_life(fading[2], f"{where}: '{text}'"))
     if operator is None:
         known = {"user": "user", "item": "item", "running item": "running", **dict.fromkeys(categories, "category")}
         known |= {f"taste {name}": "taste" for name in categories}
@@ -106,6 +130,16 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
     if right not in allowed:
         raise ConfigError(f"{where}: '{text}': nothing is called '{right}' here.{suggest(right, allowed)}")
     return Aggregate(operator, right, chosen)
+
+
+def _checked_half_life(text: str, where: str) -> str:
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: the half-life {error}") from error
+    if seconds <= 0:
+        raise ConfigError(f"{where}: the half-life must be more than 0, found '{text}'.")
+    return text
 
 
 def compute(
@@ -137,7 +171,8 @@ def _one(
     if aggregate.kind == "running":
         return _running_item(asked, statistics, signals, chosen)
     if aggregate.kind == "taste":
-        return taste_features(aggregate.of, past, asked, statistics, signals, chosen)
+        of, half_life = aggregate.of, aggregate.half_life
+        return taste_features(name, of, half_life, past, asked, statistics, signals, chosen)
     if aggregate.kind == "category":
         means = category_means(statistics.categories[aggregate.of], asked.categories[aggregate.of])
         return {f"{name}.{signals[s].name}.mean": means[:, s] for s in chosen}

@@ -34,7 +34,7 @@ def settings(run: Run) -> dict[str, Any]:
         "tasks": [[name, fitted_on(task)] for name, task in run.tasks.items()],
         "history": run.history.model_dump(mode="json"),
         "split": run.split.model_dump(mode="json"),
-        "features": {**features, "aggregates": [[a.kind, a.of, a.tasks] for a in declared(run)]},
+        "features": {**features, "aggregates": [[a.kind, a.name, a.tasks] for a in declared(run)]},
         "backbone": backbone,
     }
 

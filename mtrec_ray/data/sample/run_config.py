@@ -9,7 +9,11 @@ from mtrec_ray.data.sample.simulate import World
 from mtrec_ray.data.sample.tables import DWELL
 
 _MODEL: dict[str, Any] = {
-    "features": {"aggregates": ["user", "running item", "category", "title", "taste title"], "number_dim": 8},
+    "features": {
+        "aggregates": ["user", "running item", "category", "title", "taste title fading 20d"],
+        "number_dim": 8,
+        "interactions": True,
+    },
     "backbone": "none",
     "train": {"batch_requests": 16, "epochs": 6},
 }
