@@ -11,11 +11,13 @@ import torch
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.catalogue import Catalogue
-from mtrec_ray.data.manifest import CatalogueEntry, Manifest, TaskEntry
+from mtrec_ray.data.id_hashes import hash_ids
+from mtrec_ray.data.manifest import CatalogueEntry, Manifest, TaskEntry, VectorEntry
 from mtrec_ray.data.requests.ragged import Ragged
 from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.data.vectors import assemble
 from mtrec_ray.model.recommender import Recommender
-from tests.batches import ITEMS, POSITIVES, VOCAB, Step, make_batch, make_manifest, make_request, make_run
+from tests.batches import ITEMS, POSITIVES, USERS, VOCAB, Step, make_batch, make_manifest, make_request, make_run
 from tests.training import small_backbone
 
 COLD = 4
@@ -31,9 +33,28 @@ MATCHING = (
 )
 ONLY = "tasks={next: {label: next, kind: retrieval, params: {negatives: 6}}}"
 
+VECTORS = [
+    VectorEntry(name="scene", scope="log", offset=0, size=4),
+    VectorEntry(name="image", scope="item", offset=4, size=6),
+    VectorEntry(name="audio", scope="item", offset=10, size=5),
+    VectorEntry(name="graph", scope="user", offset=15, size=4),
+]
 
-def catalogue() -> Catalogue:
-    """Rows 0 .. ITEMS - 1 have the item's number in the vocabulary; row 0 is itself unknown."""
+
+def stored_vectors() -> dict[str, np.ndarray]:
+    """As `data.vectors.load_vectors` has them; row 3 of items lacks its image, and the last two are the same."""
+    rng = np.random.default_rng(4)
+    items, users = rng.normal(size=(9, 11)).astype(np.float32), rng.normal(size=(USERS, 4)).astype(np.float32)
+    items[0], items[3, :6], items[-1] = np.nan, np.nan, items[-2]
+    users[0] = np.nan
+    return {"item": items, "user": users}
+
+
+def catalogue(vectors: bool = False) -> Catalogue:
+    """Rows 0 .. ITEMS - 1 have the item's number in the vocabulary; row 0 is itself unknown.
+
+    With `vectors` a third cold item has the text and the categories of the last two, but not their vectors.
+    """
     rng = np.random.default_rng(3)
     size = ITEMS + COLD
     texts = [rng.integers(0, VOCAB, rng.integers(0, 4)).astype(np.int32) for _ in range(size)]
@@ -41,27 +62,36 @@ def catalogue() -> Catalogue:
     texts[-2] = texts[-1] = np.array([5, 6], np.int32)
     categories[-1] = categories[-2]
     shown = np.concatenate([[0], rng.integers(1, 9, ITEMS - 1), [0] * COLD])
+    declared: dict[str, Any] = {}
+    if vectors:
+        texts[ITEMS], categories[ITEMS] = texts[-1], categories[-1]
+        rows = np.append(np.arange(ITEMS) % 7, [6, 2, 7, 8])
+        declared = {"item_row": rows, "vectors": stored_vectors()["item"]}
     return Catalogue(
         items=pa.array([f"i{row:02d}" for row in range(size)]),
+        hashes=hash_ids([f"i{row:02d}" for row in range(size)], "item"),
         index=np.append(np.arange(ITEMS), [0] * COLD),
         categories=categories,
         text=Ragged.of(texts, np.int32),
         first_seen=np.append(1_000_000_000 + 40 * np.arange(-10, size - 11), NEVER),
         shown=shown,
         positives={"next": shown // 2, "interest": shown // 3},
+        **declared,
     )
 
 
-def manifest(tasks: Sequence[TaskEntry] = TASKS) -> Manifest:
+def manifest(tasks: Sequence[TaskEntry] = TASKS, vectors: bool = False) -> Manifest:
     entry = CatalogueEntry(path="catalogue.parquet", items=ITEMS + COLD, in_train=ITEMS - 1, categories=["g"])
-    return make_manifest(tasks).model_copy(update={"catalogue": entry})
+    return make_manifest(tasks).model_copy(update={"catalogue": entry, "vectors": VECTORS if vectors else []})
 
 
 def matching_run(*overrides: str, only: bool = False) -> Run:
     return make_run(ONLY if only else MATCHING, *overrides)
 
 
-def matching_batch(requests: Sequence[dict[str, Any]], tokens: bool = False, only: bool = False) -> Batch:
+def matching_batch(
+    requests: Sequence[dict[str, Any]], tokens: bool = False, only: bool = False, vectors: bool = False
+) -> Batch:
     """Labels 0 and 1 of all tasks, some of them not observed; or of `next` alone."""
     batch = make_batch(requests, tokens)
     labels = torch.where(torch.isnan(batch.labels), torch.nan, (batch.labels > 0.5).float())
@@ -74,19 +104,32 @@ def matching_batch(requests: Sequence[dict[str, Any]], tokens: bool = False, onl
         event_feedback=batch.event_feedback[:, kept],
         catalogue=batch.item_index,
         event_catalogue=batch.event_item,
+        vectors=_vectors_of(batch) if vectors else batch.vectors,
     )
 
 
-def matching_steps(count: int, ranks: int = 1, rank: int = 0, micro_steps: int = 1, tokens: bool = False) -> list[Step]:
+def _vectors_of(batch: Batch) -> torch.Tensor:
+    own = np.sin(np.outer(batch.row_ids.numpy(), [1.0, 2.0, 3.0, 5.0])).astype(np.float32)
+    item_row, user_row = catalogue(vectors=True).item_row, batch.user_index.numpy()
+    assert item_row is not None
+    rows = {"item": item_row[batch.item_index.numpy()], "user": user_row}
+    return torch.from_numpy(assemble(VECTORS, own, stored_vectors(), rows))
+
+
+def matching_steps(
+    count: int, ranks: int = 1, rank: int = 0, micro_steps: int = 1, tokens: bool = False, vectors: bool = False
+) -> list[Step]:
     """As `tests.batches.make_steps`."""
     steps = []
     for step in range(count):
         mine = [n for n in range(step * 8, (step + 1) * 8) if n % ranks == rank]
         parts = [[make_request(n) for n in mine[m::micro_steps]] for m in range(micro_steps)]
-        steps.append(Step(step, [matching_batch(part, tokens) for part in parts]))
+        steps.append(Step(step, [matching_batch(part, tokens, vectors=vectors) for part in parts]))
     return steps
 
 
-def matching_model(run: Run, backbone: bool = False, entries: Sequence[TaskEntry] = TASKS) -> Recommender:
+def matching_model(
+    run: Run, backbone: bool = False, entries: Sequence[TaskEntry] = TASKS, vectors: bool = False
+) -> Recommender:
     kept = [entry for entry in entries if entry.name in run.tasks]
-    return Recommender(small_backbone(run) if backbone else None, manifest(kept), run, catalogue())
+    return Recommender(small_backbone(run) if backbone else None, manifest(kept, vectors), run, catalogue(vectors))

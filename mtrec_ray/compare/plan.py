@@ -201,6 +201,11 @@ def _joint(run: Run, name: str, values: Mapping[str, Any], where: str) -> Varian
             f"{where} changes the prepared data, which all trainings share: they are measured on the same rows, and "
             "differ in how they learn. Compare it in a comparison of its own, with --set."
         )
+    if changed.train.start_from not in (None, run.train.start_from):
+        raise ConfigError(
+            f"{where}: train.start_from is {changed.train.start_from!r}, and a way to learn may start from what all "
+            f"start from, {run.train.start_from!r}, or from nothing. Set it for all with --set, or to null here."
+        )
     slug = _slug(name)
     if not slug:
         raise ConfigError(f"{where}: the name needs a letter or a digit, for it becomes the name of a folder.")

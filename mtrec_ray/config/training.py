@@ -73,6 +73,11 @@ class Guard(Part):
 class Train(Part):
     """The optimisation. A step is one optimizer step; its batch is counted over all workers."""
 
+    start_from: str | None = None
+    """Folder or URL of a finished run, as `runs/monday`, whose weights this one begins with: rows of tables by their
+    ids and values, towers by their tasks, columns by their features. What that run has not begins as ever, and so does
+    the optimizer. Both runs need the same backbone, adapter and towers; `nano` is that run's, with its tokenizer, from
+    the prepared folder where it lies. The baseline `side_features` begins without. See `mtrec_ray.train.start`."""
     epochs: Annotated[float, Field(gt=0)] = 3.0
     max_steps: PositiveInt | None = None
     batch_requests: PositiveInt = 32

@@ -28,6 +28,7 @@ from mtrec_ray.search.records import first_line
 from mtrec_ray.train.checks import check_data
 from mtrec_ray.train.evaluation import chosen_metric
 from mtrec_ray.train.guards import chosen_guards
+from mtrec_ray.train.start import check_start
 
 COMPARISON = "compare.yaml"
 """The resolved config; by its name a comparison's folder is told from that of a run or a search."""
@@ -61,7 +62,7 @@ def compare(run: Run, overwrite: bool = False) -> Compared:
         check_resources(run.cluster)
         _open(folder, plan, overwrite)
         data = prepare(run)
-        _check_metrics(plan, data.manifest)
+        _check_data(plan, absolute(data.path), data.manifest)
         for text in ignored(run):
             say(text)
         failures = _train_all(plan, absolute(data.path))
@@ -98,13 +99,14 @@ def _open(folder: RunFolder, plan: Plan, overwrite: bool) -> None:
     folder.write(COMPARISON, dump(plan.run))
 
 
-def _check_metrics(plan: Plan, manifest: Manifest) -> None:
-    """What the data alone can tell of `train.metric`, `train.guards` and `position`, in all trainings."""
+def _check_data(plan: Plan, prepared: str, manifest: Manifest) -> None:
+    """What the data alone can tell of `train.metric`, `train.guards`, `position` and the like, in all trainings."""
     for variant in plan.variants:
         try:
             chosen_metric(variant.run, manifest)
             chosen_guards(variant.run, manifest)
             check_data(variant.run, manifest)
+            check_start(variant.run, prepared, manifest)
         except UserError as error:
             raise type(error)(f"{variant.name}: {error}") from None
 

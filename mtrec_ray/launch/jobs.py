@@ -17,6 +17,7 @@ from mtrec_ray.launch.lost_workers import logs_folder, loss
 from mtrec_ray.launch.relay import Relay
 from mtrec_ray.launch.session import check_resources, find_user_error
 from mtrec_ray.model.backbone import locate
+from mtrec_ray.train.start import follow
 
 
 def absolute(path: str) -> str:
@@ -24,9 +25,24 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def located(run: Run) -> Run:
-    """The run with its backbone, if that is a folder, by absolute path."""
-    return run.model_copy(update={"backbone": run.backbone.model_copy(update={"name": locate(run.backbone.name)})})
+def located(run: Run, begun: Run | None = None) -> Run:
+    """The run with all folders that it reads by absolute path, and with the language model that it starts from.
+
+    `begun`: the config with which it began, if it goes on; then the run that it started from is not looked at again.
+
+    Raises:
+        ConfigError: what `train.start_from` names is no finished run, or not one that fits.
+    """
+    start = run.train.start_from
+    path = None if start is None else absolute(start).rstrip("/")
+    update = {
+        "backbone": run.backbone.model_copy(update={"name": locate(run.backbone.name)}),
+        "train": run.train.model_copy(update={"start_from": path}),
+    }
+    run = run.model_copy(update=update)
+    if begun is not None and path is not None and begun.train.start_from == path:
+        return run.model_copy(update={"backbone": run.backbone.model_copy(update={"name": begun.backbone.name})})
+    return follow(run)
 
 
 WorkerFunction = Callable[..., Any]

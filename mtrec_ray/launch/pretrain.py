@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.filesystem import joined
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.launch.jobs import absolute, located, run_workers, use_threads
 from mtrec_ray.launch.relay import Relay, relayed
@@ -63,7 +64,7 @@ def _pretrain_worker(relay: Relay, run: Run, prepared: str, folder: str) -> dict
     use_threads(run.cluster)
     leads = ray.train.get_context().get_world_rank() == 0
     manifest = load_manifest(prepared)
-    tokenizer = AutoTokenizer.from_pretrained(pretrained.local_copy(f"{prepared}/tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(pretrained.local_copy(joined(prepared, "tokenizer")))
     model = language_model(run, manifest)
     device, bf16 = ray.train.torch.get_device(), run.engine.precision == "bf16"
     trainer = Pretrainer(model, objective(model, tokenizer), run.pretrain, run.seed, device, bf16)

@@ -10,8 +10,9 @@ from mtrec_ray.config_file import dump, parse
 from mtrec_ray.data.filesystem import open_fs, write_atomic
 from mtrec_ray.errors import ConfigError, DataError
 from mtrec_ray.launch.jobs import absolute
+from mtrec_ray.train import start
 
-CONFIG, SUMMARY, REPORT = "config.yaml", "training.json", "report.html"
+CONFIG, SUMMARY, REPORT = start.CONFIG, start.SUMMARY, "report.html"
 RAY_FOLDER = ".ray"
 """Below the run folder: Ray Train's own files with the latest checkpoint, until the run is finished."""
 _MAY_CHANGE = ("name", "cluster", "evaluate", "plugins", "compare")

@@ -14,7 +14,7 @@ import ray
 from ray._private.ray_logging import stdout_deduplicator
 
 from mtrec_ray.config import Cluster
-from mtrec_ray.errors import ConfigError, UserError
+from mtrec_ray.errors import ClusterError, ConfigError, UserError
 from mtrec_ray.progress import say, verbose
 
 _QUIET = {
@@ -48,6 +48,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
 
     Raises:
         ConfigError: no cluster answers at RAY_ADDRESS, or it refuses the token.
+        ClusterError: a local session did not start in time.
         UserError: the one that a worker raised, in place of the wrapping that Ray gave it.
     """
     with _unwrapped():
@@ -143,7 +144,15 @@ def _connect(cluster: Cluster) -> None:
     }
     if not address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=_slots(cluster), include_dashboard=False, **options)
+        try:
+            ray.init(address="local", num_cpus=_slots(cluster), include_dashboard=False, **options)
+        except Exception as error:  # Ray raises nothing more special
+            if "timed out during startup" not in str(error):
+                raise
+            raise ClusterError(
+                "Ray did not start on this machine in the time that it gives itself, as happens where other programs "
+                "take all of its CPUs or memory. Try again when it is less busy; nothing was lost."
+            ) from error
         return
     _check_reachable(address)
     try:

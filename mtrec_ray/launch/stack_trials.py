@@ -67,6 +67,7 @@ class StackTrials:
         """`run`: what all trials have in common. `expected`: how many are about to start."""
         self._run, self._prepared = run, prepared
         self._stack: Stack | None = None
+        self._vectors: dict[str, Any] = {}
         self._catalogue: Catalogue | None = None
         self._streams: WeakValueDictionary[tuple[OrderSettings, str], SharedSteps] = WeakValueDictionary()
         """Of the trials that are here; a stream ends with the last of them"""
@@ -94,7 +95,8 @@ class StackTrials:
             if backbone is not None:
                 backbone.to(device)
                 choose_mode(backbone, "require")
-            self._catalogue = load_catalogue(self._prepared, manifest)
+            self._vectors = load_vectors(self._prepared, manifest)
+            self._catalogue = load_catalogue(self._prepared, manifest, self._vectors)
             self._stack = Stack(backbone, manifest, run, device)
 
     def load(self) -> int:
@@ -181,7 +183,7 @@ class StackTrials:
     def _data(self, run: Run) -> TrainingData:
         train = self._stream(order_settings(run, "train", 1), run)
         valid = self._stream(order_settings(run, "valid", 1), run.model_copy(update={"augment": Augment()}))
-        return TrainingData(train, valid, facts_of(valid.order.shards), self._catalogue)
+        return TrainingData(train, valid, facts_of(valid.order.shards), self._catalogue, self._prepared)
 
     def _stream(self, settings: OrderSettings, run: Run) -> SharedSteps:
         """The stream of an order, one for all trials that have it and change its requests alike."""
@@ -190,8 +192,8 @@ class StackTrials:
             shared = self._streams.get(key)
             if shared is None:
                 assert self._stack is not None
-                vectors = load_vectors(self._prepared, self._stack.manifest)
-                collator = Collator(self._stack.manifest, reads_causally(self._run), vectors)
+                causal = reads_causally(self._run)
+                collator = Collator(self._stack.manifest, causal, self._vectors, self._catalogue)
                 chunks = RayChunks(self._prepared, settings, 0)
                 augmenter = open_augmenter(run, self._prepared, self._stack.manifest)
                 stream = StepStream(open_order(self._prepared, settings), 0, collator, chunks, augmenter)

@@ -19,9 +19,12 @@ from mtrec_ray.train import pretrained
 from mtrec_ray.train.checks import check_data, check_parts
 from mtrec_ray.train.evaluation import chosen_metric
 from mtrec_ray.train.guards import chosen_guards
+from mtrec_ray.train.start import check_start
 
 SIDE_FEATURES = "side_features"
 """The baseline that is a training of its own, in a folder of that name below the run's."""
+LOG = "metrics.jsonl"
+"""Of a run's folder, since its workers began."""
 
 
 def train(run: Run, overwrite: bool = False) -> str:
@@ -33,7 +36,9 @@ def train(run: Run, overwrite: bool = False) -> str:
     from mtrec_ray.data.prepare import prepare
 
     check_parts(run)
-    run, folder = located(run), RunFolder.of(run)
+    folder = RunFolder.of(run)
+    begun = folder.config() if folder.has(LOG) and not overwrite else None
+    run = located(run, begun)
     with ray_session(run.cluster):
         check_resources(run.cluster)
         folder.open(run, overwrite)
@@ -42,6 +47,8 @@ def train(run: Run, overwrite: bool = False) -> str:
         chosen_metric(run, data.manifest)  # wrong ones are refused before anything is pretrained
         chosen_guards(run, data.manifest)
         check_data(run, data.manifest)
+        if begun is None:
+            check_start(run, prepared, data.manifest)
         for text in ignored(run):
             say(text)
         train_prepared(run, prepared, folder)
@@ -68,8 +75,9 @@ def pretrain_if_needed(run: Run, prepared: str) -> None:
 
 
 def side_features_only(run: Run) -> Run:
-    """The same run without a language model, on the same prepared data, and so with the same steps."""
-    return run.model_copy(update={"backbone": run.backbone.model_copy(update={"name": pretrained.NONE})})
+    """The same run without a language model, on the same prepared data, and so with the same steps; from nothing."""
+    backbone = run.backbone.model_copy(update={"name": pretrained.NONE})
+    return run.model_copy(update={"backbone": backbone, "train": run.train.model_copy(update={"start_from": None})})
 
 
 def _train_one(run: Run, prepared: str, folder: RunFolder, title: str) -> None:

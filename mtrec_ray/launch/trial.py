@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from ray import tune
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.filesystem import copy_folder, open_fs
 from mtrec_ray.search.applied import trial_run
 from mtrec_ray.search.records import TrialRecord, folder_name, read_records, start_record, trial_folder, write_record
 
@@ -154,8 +154,7 @@ class TuneTrial(tune.Trainable):
 def _copy(source: str, destination: str) -> None:
     from_fs, from_root = open_fs(source)
     to_fs, to_root = open_fs(destination)
-    to_fs.create_dir(to_root, recursive=True)
-    pafs.copy_files(from_root, to_root, from_fs, to_fs)
+    copy_folder(from_fs, from_root, to_fs, to_root)
 
 
 def _delete(folder: str) -> None:

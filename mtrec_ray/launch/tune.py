@@ -45,6 +45,7 @@ from mtrec_ray.search.suggest import TRIAL, TrialSearcher, count_trials, make_se
 from mtrec_ray.search.wording import title
 from mtrec_ray.train.checks import check_data, check_parts
 from mtrec_ray.train.schedule import evaluation_interval, planned_steps
+from mtrec_ray.train.start import check_start
 
 BEST = "best.yaml"
 RAY_FOLDER = ".tune"
@@ -75,6 +76,7 @@ def tune(run: Run, resume: bool = False, overwrite: bool = False, config_path: s
         data = prepare(run)
         for probe in (run, *(probe for _, probe in space.probes(run))):
             check_data(probe, data.manifest)
+            check_start(probe, absolute(data.path), data.manifest)
         objectives = objectives_of.parse(run, data.manifest)
         check_comparable(objectives, run, space)
         prepared = absolute(data.path)

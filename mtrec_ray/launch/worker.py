@@ -83,9 +83,10 @@ class Worker:
         self.context = context
         self.leads = self.context.world_rank == 0
         self.manifest: Manifest = load_manifest(prepared)
-        self.catalogue = load_catalogue(prepared, self.manifest)
+        vectors = load_vectors(prepared, self.manifest)
+        self.catalogue = load_catalogue(prepared, self.manifest, vectors)
         self.build_backbone = BackboneBuilder(run, prepared, self.manifest)
-        self.collator = Collator(self.manifest, reads_causally(run), load_vectors(prepared, self.manifest))
+        self.collator = Collator(self.manifest, reads_causally(run), vectors, self.catalogue)
 
     def stream(self, split: str, augmenter: Augmenter | None = None) -> StepStream:
         import ray.train
@@ -97,7 +98,7 @@ class Worker:
     def training_data(self) -> TrainingData:
         valid = self.stream("valid")
         train = self.stream("train", open_augmenter(self.run, self.prepared, self.manifest))
-        return TrainingData(train, valid, facts_of(valid.order.shards), self.catalogue)
+        return TrainingData(train, valid, facts_of(valid.order.shards), self.catalogue, self.prepared)
 
     def shown(self, stream: Any, what: str) -> Any:
         return _Shown(stream, self.relay, f"{self.title}{what}") if self.leads else stream

@@ -1,12 +1,13 @@
 """Attention from a candidate's item to the items of its history, without padding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.model.entries import Axis, numbered, of_feedback
 from mtrec_ray.model.id_table import IdVectors, ids_of
 from mtrec_ray.tasks.kind import FittedTask
 
@@ -50,6 +51,7 @@ class HistoryAttention(nn.Module):
         self.register_buffer("mean", torch.tensor([t.mean for t in tasks]), persistent=False)
         self.register_buffer("std", torch.tensor([t.std if t.std > 0 else 1.0 for t in tasks]), persistent=False)
         self.out_dim = 2 * dim
+        self._tasks = [t.name for t in tasks]
 
     def forward(self, batch: Batch) -> Tensor:
         candidate, event = visible_pairs(batch.candidate_event_start, batch.candidate_event_end)
@@ -69,6 +71,10 @@ class HistoryAttention(nn.Module):
         attended = _segment_sum(weight[:, None] * value, candidate, len(query))
         seen = (batch.candidate_event_end - batch.candidate_event_start).clamp(min=1)
         return torch.cat([attended, _segment_sum(value, candidate, len(query)) / seen[:, None]], dim=1)
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        item = numbered("item", self.items.weight.shape[1])
+        return {"value.weight": [None, [*item, *of_feedback(self._tasks), "age"]]}
 
     def _softmax(self, score: Tensor, candidate: Tensor, candidates: int) -> Tensor:
         """Softmax over each candidate's events and the null event."""

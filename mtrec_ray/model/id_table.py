@@ -1,5 +1,6 @@
 """Tables of the vectors of user and item ids, as `features.ids` has them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from mtrec_ray.config import Features
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.id_hashes import hashed_rows
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.row_table import RowTable
 
 
@@ -31,6 +33,10 @@ class HashedTable(RowTable):
         """`std`: of the sums."""
         super().__init__(name, rows, dim, std / hashes**0.5)
         self.hashes = hashes
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        """None: in tables of one size an id has the same rows."""
+        return {}
 
     def forward(self, ids: Tensor) -> Tensor:
         vectors: Tensor = super().forward(self.rows_of(ids))

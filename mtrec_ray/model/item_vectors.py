@@ -1,7 +1,7 @@
-"""The vector of an item: of its id, its categories and its text."""
+"""The vector of an item: of its id, its categories, its text and its declared vectors."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch.nn import functional
 from mtrec_ray.config import Features, Matching
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.id_hashes import hash_ids
-from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.manifest import Manifest, VectorEntry
 from mtrec_ray.model.dropout import DropoutContext, dropped_elements
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.features import CategoryTable
 from mtrec_ray.model.id_table import ExactTable, HashedTable, id_table
+from mtrec_ray.model.vectors import VectorProjection
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Embed = Callable[[Tensor], Tensor]
@@ -32,7 +34,10 @@ class ItemVectors(nn.Module):
     - for each of its own categories the mean of the vectors of its values;
     - with a backbone, its text: the mean of the *token embeddings that the backbone begins with*, through a norm and a
       linear layer. It costs no pass through the backbone, so a catalogue of any size can be read anew at each
-      evaluation, and new items have a vector; the order of the words does not count.
+      evaluation, and new items have a vector; the order of the words does not count;
+    - each of its declared vectors (`data.items.vectors`), projected (`model.vectors`). They stay where they are stored,
+      and only those of the items that are asked for come to the device: of a million items with 768 numbers each they
+      are 3 GB.
     """
 
     item_ids: Tensor
@@ -61,6 +66,11 @@ class ItemVectors(nn.Module):
         self.hidden_size = hidden_size if self.longest else None
         if self.hidden_size is not None:
             self.text = nn.Sequential(nn.LayerNorm(self.hidden_size), nn.Linear(self.hidden_size, config.dim))
+        entries = [entry for entry in manifest.vectors if entry.scope == "item"]
+        assert not entries or catalogue.vectors is not None, "a catalogue of data with item vectors is loaded with them"
+        self.declared, self.declared_row = catalogue.vectors, catalogue.item_row
+        self.declared_width = sum(entry.size for entry in entries)
+        self.projections = nn.ModuleList(_projections(entries, config.dim))
         for name, values in (
             ("item_ids", catalogue.index if exact else hash_ids(catalogue.items.to_pylist(), "item")),
             ("categories", catalogue.categories),
@@ -80,12 +90,16 @@ class ItemVectors(nn.Module):
             assert embed is not None
             mean = self._mean_embedding(rows, embed).to(vectors.dtype)
             vectors = vectors + torch.where(self.lengths[rows, None] > 0, self.text(mean), 0.0)
+        if self.projections:
+            declared = self._declared(rows).to(vectors)
+            for projection in self.projections:
+                vectors = vectors + projection(declared)
         return functional.normalize(vectors, dim=1) if self.has_unit_length else vectors
 
     @torch.no_grad()
     def all_of(self, rows: Tensor, embed: Embed | None) -> Tensor:
         """The same of many rows, part after part."""
-        size = max(1, _NUMBERS_AT_ONCE // max(1, self.longest * (self.hidden_size or 1)))
+        size = max(1, _NUMBERS_AT_ONCE // max(1, self.longest * (self.hidden_size or 1), self.declared_width))
         return torch.cat([self(part, embed) for part in rows.split(size)])
 
     def told_apart(self) -> Array:
@@ -94,12 +108,23 @@ class ItemVectors(nn.Module):
             return self.table.rows_of(self.item_ids).cpu().numpy()
         return self.item_ids[:, None].cpu().numpy()
 
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        tables = [cast(CategoryTable, table).table.name for table in self.tables]
+        projections = [cast(VectorProjection, projection).name for projection in self.projections]
+        return {"tables": [tables], "projections": [projections]}
+
     def _dropped(self, rows: Tensor) -> Tensor | None:
         if not self.training or not self.dropout:
             return None
         if self.context.key is None:
             raise ValueError("id dropout of the item vectors needs a DropoutKey in training")
         return dropped_elements(rows, 1, self.context.key.salt("ids.matching"), self.dropout)[:, 0]
+
+    def _declared(self, rows: Tensor) -> Tensor:
+        """float32 [N, V] the items' declared vectors side by side; NaN in all of a missing one."""
+        assert self.declared is not None
+        assert self.declared_row is not None
+        return torch.from_numpy(self.declared[self.declared_row[rows.cpu().numpy()]])
 
     def _mean_embedding(self, rows: Tensor, embed: Embed) -> Tensor:
         """[N, H] float32 at least; zeros for items without text.
@@ -127,3 +152,12 @@ def _category_tables(manifest: Manifest, dim: int) -> Sequence[CategoryTable]:
             tables.append(CategoryTable(entry.model_copy(update={"offset": offset}), dim))
             offset += entry.width
     return tables
+
+
+def _projections(entries: Sequence[VectorEntry], dim: int) -> Sequence[VectorProjection]:
+    """Of the items' declared vectors, which are stored side by side in the order of the manifest."""
+    projections, offset = [], 0
+    for entry in entries:
+        projections.append(VectorProjection(entry.model_copy(update={"offset": offset}), dim))
+        offset += entry.size
+    return projections

@@ -11,6 +11,7 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.model.dropout import DropoutContext
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.history_attention import visible_pairs
 from mtrec_ray.model.item_vectors import Embed, ItemVectors
 from mtrec_ray.model.negatives import NegativeSampler
@@ -75,11 +76,11 @@ class Matcher(nn.Module):
         """`kinds`: of all tasks; `hidden_size`: of the backbone, None without one."""
         super().__init__()
         self.kinds = [kind for kind in kinds if isinstance(kind, MatchingKind)]
-        self.context, self.catalogue = context, catalogue
+        self.context, self.catalogue, self.is_shared = context, catalogue, config.shared
         self.pairs = nn.ModuleList(
             VectorPair(
                 ItemVectors(manifest, catalogue, config, features, hidden_size, context),
-                UserVectors(manifest.tasks, config, hidden_size),
+                UserVectors(manifest.tasks, manifest.vectors, config, hidden_size),
                 served,
             )
             for served in ([self.kinds] if config.shared else [[kind] for kind in self.kinds])
@@ -131,6 +132,12 @@ class Matcher(nn.Module):
                 others = others - log_expected.to(others.dtype)
                 logits[name] = torch.cat([own, others.masked_fill(self._left_out(kind, batch, rows), _MASKED)], dim=1)
         return logits
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        names = [kind.task.name for kind in self.kinds]
+        with_bias = [kind.task.name for kind in self.kinds if isinstance(kind, InterestMatch)]
+        pairs = ["all tasks"] if self.is_shared else names
+        return {"pairs": [pairs], "log_scale": [names], "bias": [with_bias]}
 
     def _draw(self, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
         """Task -> int64 [M] rows of the catalogue, float64 [M] log(M q)."""

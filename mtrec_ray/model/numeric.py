@@ -1,12 +1,13 @@
 """Numbers as inputs of a network: standardised, with a flag for missing, and piecewise-linear between quantiles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import NumberEntry
+from mtrec_ray.model.entries import Axis, numbered
 
 _LIMIT = 4.0
 """Standardised values are cut here: one wild value must not own a step."""
@@ -29,6 +30,9 @@ class NumberEncoder(nn.Module):
         self.register_buffer("std", torch.tensor([n.std if n.std > 0 else 1.0 for n in numbers]), persistent=False)
         self.learned = PiecewiseLinear([n.quantiles for n in numbers], dim) if dim else None
         self.out_dim = len(numbers) * (2 + dim)
+        self._dim = dim
+        self._names = [f"{n.kind} {n.name}" for n in numbers]
+        self._bins = [max(len(n.quantiles) - 1, 0) for n in numbers]
 
     def forward(self, batch: Batch) -> Tensor:
         numbers = batch.numbers
@@ -38,6 +42,17 @@ class NumberEncoder(nn.Module):
         if self.learned is not None:
             parts.append(self.learned(numbers))
         return torch.cat(parts, dim=1)
+
+    def columns(self) -> list[str]:
+        """Names of the output's columns."""
+        learned = [column for name in self._names for column in numbered(f"learned of {name}", self._dim)]
+        return [*(f"value of {name}" for name in self._names), *(f"missing {name}" for name in self._names), *learned]
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        """A bin lies between two quantiles, and of a number with more or fewer of them between other ones."""
+        names = [f"{name} in {bins} bins" for name, bins in zip(self._names, self._bins, strict=True)]
+        bins = numbered("bin", max([1, *self._bins]))
+        return {"learned.weight": [names, bins], "learned.bias": [names]}
 
 
 class PiecewiseLinear(nn.Module):

@@ -18,6 +18,7 @@ from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import ConfigError, DataError
 from mtrec_ray.model.dropout import DropoutContext, dropped_elements
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.registry import suggest
 from mtrec_ray.tasks.kind import KINDS, Logits, TaskKind
 
@@ -37,6 +38,10 @@ class Places(nn.Module):
     @property
     def rows(self) -> int:
         return self.last + 2
+
+    def names(self) -> list[str]:
+        """Of the rows."""
+        return ["unknown", *(str(place) for place in range(self.last + 1))]
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
@@ -87,6 +92,9 @@ class PositionEffect(nn.Module):
         effects: Tensor = self.table(self.places(batch))
         return effects
 
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"table.weight": [self.places.names(), list(self.place_of)]}
+
     def placed(self, logits: Logits, effects: Tensor) -> dict[str, Tensor]:
         """Logits of any tasks, at the places of `effects`."""
         return {name: self._placed(name, own, effects) for name, own in logits.items()}
@@ -117,6 +125,9 @@ class PositionFeature(nn.Module):
         vectors: Tensor = self.table(self.places(batch))
         return vectors
 
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"table.weight": [self.places.names()]}
+
 
 def logit_of_product(first: Tensor, second: Tensor) -> Tensor:
     """The logit of sigmoid(first) * sigmoid(second), finite for all finite logits, and so are its gradients.
@@ -137,7 +148,8 @@ def check_position(run: Run) -> None:
     """What can be wrong with `position` before any data is read; plugins have been imported.
 
     Raises:
-        ConfigError: a column that is needed and not named, or tasks that are unknown or have other labels.
+        ConfigError: a column that is needed and not named, a place that is a feature beside, or tasks that are unknown
+            or have other labels.
     """
     config, columns = run.position, run.data.columns
     needs: Mapping[str, bool] = {"position": config.method != "none", "propensity": config.inverse_propensity}
@@ -149,6 +161,12 @@ def check_position(run: Run) -> None:
             )
     if config.method == "none" and not config.inverse_propensity:
         return
+    for part, declared in (("numbers", run.data.numbers), ("categories", run.data.categories)):
+        if config.method != "none" and columns.position in [feature.column for feature in declared]:
+            raise ConfigError(
+                f"position.method: {config.method} scores all candidates as if shown at one place, but data.{part} "
+                f"also gives the model the place itself, by column '{columns.position}'. Remove it from data.{part}."
+            )
     labelled = [name for name, task in run.tasks.items() if _may_be_placed(KINDS[task.kind])]
     for name in config.tasks or []:
         if name not in labelled:

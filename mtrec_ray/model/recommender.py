@@ -1,5 +1,6 @@
 """The whole model: shared backbone and side features -> z -> towers."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,6 +12,7 @@ from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, DropoutKey, feature_uids
+from mtrec_ray.model.entries import Axis, numbered
 from mtrec_ray.model.features import SideFeatures
 from mtrec_ray.model.layers import IN_BACKBONE, layers_above
 from mtrec_ray.model.layout import RequestLayout
@@ -56,9 +58,10 @@ class Recommender(nn.Module):
         self.context = DropoutContext()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
-            of_place = []
+            of_place = {}
             if run.position.method == "feature":
-                of_place = [PositionFeature(manifest, run.position, run.features.category_dim, self.context)]
+                feature = PositionFeature(manifest, run.position, run.features.category_dim, self.context)
+                of_place = {"position": feature}
             self.side = SideFeatures(manifest, run.features, self.context, of_place)
             width = self.side.out_dim
             if backbone is not None:
@@ -170,6 +173,10 @@ class Recommender(nn.Module):
             return True
         model = cast(Any, self.backbone).model
         return layers > 0 and layers_above(model, name.removeprefix(IN_BACKBONE)) < layers
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        text = [] if self.backbone is None else numbered("text", cast(nn.Linear, self.text[1]).out_features)
+        return {"fuse.0.weight": [None, [*self.side.columns(), *text]]}
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trained parameters by name: `adapters` in the backbone, `tables` of places, `towers` the rest, the layers of

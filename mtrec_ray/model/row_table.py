@@ -6,10 +6,13 @@ tensor of the table's own size is made in a step, and no engine splits, exchange
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mtrec_ray.model.entries import Axis, Rows
 
 _BLOCK = 4096
 """Rows that are drawn together."""
@@ -56,6 +59,9 @@ class RowTable(nn.Module):
             return torch.zeros(0, dtype=torch.int64, device=self.weight.device), self.weight[:0]
         rows, gradients = zip(*read, strict=True)
         return torch.cat(rows), torch.cat(gradients)
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"weight": [Rows(self.name)]}
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.weight.shape[0]}, {self.weight.shape[1]}"

@@ -1,6 +1,8 @@
-"""The vector of a user before a candidate: of the history that the candidate sees, and of nothing of the candidate."""
+"""The vector of a user before a candidate: of the history that the candidate sees and of the user's declared vectors,
+and of nothing of the candidate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,10 @@ from torch.nn import functional
 
 from mtrec_ray.config import Matching
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.manifest import VectorEntry
+from mtrec_ray.model.entries import Axis, numbered, of_feedback
 from mtrec_ray.model.history_attention import visible_pairs
+from mtrec_ray.model.vectors import VectorProjection
 from mtrec_ray.tasks.groups import group_log_softmax, weighted_sums
 from mtrec_ray.tasks.kind import FittedTask
 
@@ -16,19 +21,30 @@ _SECONDS = 1e6
 
 
 class UserVectors(nn.Module):
-    """`Batch` -> [C, dim], through a linear layer from two views of the history:
+    """`Batch` -> [C, dim], through a linear layer from what is known of the user:
 
     - with a backbone, its hidden state at the last history token that the candidate sees, or a learned vector where
       there is none;
     - a mean of the vectors of the visible events' items. An event's weight is the softmax over the candidate's events
       of a learned score of its feedback, less learned slopes (never below 0) times log(1 + age in seconds) and
-      log(1 + number of newer visible events). A learned null event takes part, so an empty history has a vector.
+      log(1 + number of newer visible events). A learned null event takes part, so an empty history has a vector;
+    - each declared vector of the user (`data.users.vectors`) as of the candidate's time, projected (`model.vectors`).
+
+    The log's own vectors are not read, though the batch has them: a row of the log is of a user and an item, and nobody
+    says which of them its vector is of. Of the item, it would tell which candidate the user is about to see.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, tasks: Sequence[FittedTask], config: Matching, hidden_size: int | None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[FittedTask],
+        vectors: Sequence[VectorEntry],
+        config: Matching,
+        hidden_size: int | None,
+    ) -> None:
+        """`vectors`: all that are declared."""
         super().__init__()
         dim = config.dim
         self.has_unit_length = config.similarity == "cosine"
@@ -42,7 +58,9 @@ class UserVectors(nn.Module):
         self.slopes = nn.Parameter(torch.zeros(2))
         self.null_event = nn.Parameter(torch.zeros(dim))
         self.null_score = nn.Parameter(torch.tensor([-8.0]))  # at first about that of an event of a day ago
-        self.out = nn.Linear(2 * dim if self.reads_text else dim, dim)
+        self.projections = nn.ModuleList(VectorProjection(entry, dim) for entry in vectors if entry.scope == "user")
+        self.out = nn.Linear((1 + self.reads_text + len(self.projections)) * dim, dim)
+        self._tasks = [t.name for t in tasks]
         self.register_buffer("mean", torch.tensor([t.mean for t in tasks]), persistent=False)
         self.register_buffer("std", torch.tensor([t.std if t.std > 0 else 1.0 for t in tasks]), persistent=False)
 
@@ -53,8 +71,19 @@ class UserVectors(nn.Module):
             assert past is not None
             seen = (batch.layout.candidate_end > 0)[:, None]
             parts.append(torch.where(seen, self.text(torch.where(seen, past, 0.0)), self.no_text))
+        parts += [projection(batch.vectors) for projection in self.projections]
         vectors: Tensor = self.out(torch.cat(parts, dim=1))
         return functional.normalize(vectors, dim=1) if self.has_unit_length else vectors
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        vectors = [cast(VectorProjection, projection).name for projection in self.projections]
+        views = ["items", *(["text"] if self.reads_text else []), *vectors]
+        read = [column for view in views for column in numbered(view, len(self.null_event))]
+        return {
+            "feedback.weight": [None, of_feedback(self._tasks)],
+            "out.weight": [None, read],
+            "projections": [vectors],
+        }
 
     def _mean_of_items(self, batch: Batch, events: Tensor) -> Tensor:
         """[C, dim]"""

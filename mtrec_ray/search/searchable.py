@@ -39,6 +39,7 @@ FIXED = {
     "train.metric": RULER,
     "train.guards": "they say which evaluation of a trial counts, in all trials alike",
     "train.evaluations_per_epoch": LENGTH,
+    "train.start_from": "all trials start from the same weights",
     "train.micro_tokens": SPEED,
     "train.log_every": "it changes nothing that is learned",
     "backbone.packing": SPEED,

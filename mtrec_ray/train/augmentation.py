@@ -3,6 +3,7 @@
 from transformers import AutoTokenizer
 
 from mtrec_ray.config import Augment, Run
+from mtrec_ray.data.filesystem import joined
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.augment.item_text import ItemTexts
@@ -18,7 +19,7 @@ def open_augmenter(run: Run, prepared: str, manifest: Manifest) -> Augmenter | N
     reads = manifest.vocab_size > 0 and run.backbone.name != NONE
     texts, noise = None, None
     if reads and (settings.item_text is not None or settings.token_noise):
-        tokenizer = AutoTokenizer.from_pretrained(local_copy(f"{prepared}/tokenizer"))
+        tokenizer = AutoTokenizer.from_pretrained(local_copy(joined(prepared, "tokenizer")))
         if settings.item_text is not None:
             texts = ItemTexts.open(run, prepared, tokenizer)
         if settings.token_noise:

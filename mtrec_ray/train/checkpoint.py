@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtrec_ray.data.filesystem import open_fs
+from mtrec_ray.data.filesystem import copy_file, open_fs
 from mtrec_ray.engine.base import Engine, learnable
 from mtrec_ray.errors import BackboneError, DataError
 from mtrec_ray.model.adapters.buffers import added_buffers
@@ -88,17 +88,21 @@ def save(engine: Engine, folder: Path, state: State, balance: Mapping[str, Tenso
 
 def read(folder: Path) -> Checkpoint:
     """Raises `DataError` if the folder is no complete checkpoint."""
+    parameters, state = read_weights(folder)
+    optimizer = torch.load(folder / OPTIMIZER, weights_only=True)
+    balance = load_file(folder / BALANCE) if (folder / BALANCE).is_file() else {}
+    return Checkpoint(parameters, optimizer, balance, state)
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], State]:
+    """`read` without what only the same run can go on with."""
     if not (folder / STATE).is_file():
         raise DataError(f"{folder} holds no {STATE}, so it is no checkpoint; `mtrec train` writes one.")
     parameters: dict[str, Tensor] = {}
     for file in (ADAPTER, TOWERS):
         if (folder / file).is_file():
             parameters |= load_file(folder / file)
-    optimizer = torch.load(folder / OPTIMIZER, weights_only=True)
-    balance = load_file(folder / BALANCE) if (folder / BALANCE).is_file() else {}
-    return Checkpoint(
-        parameters, optimizer, balance, State.model_validate_json((folder / STATE).read_text(encoding="utf-8"))
-    )
+    return parameters, State.model_validate_json((folder / STATE).read_text(encoding="utf-8"))
 
 
 def load_weights(engine: Engine, checkpoint: Checkpoint, backbone_checksum: str | None) -> None:
@@ -161,9 +165,9 @@ def publish(folder: Path, destination: str) -> None:
     stale = filesystem.get_file_info(f"{root}/{STATE}")
     if stale.type == pafs.FileType.File:
         filesystem.delete_file(stale.path)
-    for name in (ADAPTER, TOWERS, OPTIMIZER, STATE):
+    for name in (ADAPTER, TOWERS, BALANCE, OPTIMIZER, STATE):
         if (folder / name).is_file():
-            pafs.copy_files(str(folder / name), f"{root}/{name}", pafs.LocalFileSystem(), filesystem)
+            copy_file(pafs.LocalFileSystem(), str(folder / name), filesystem, f"{root}/{name}")
 
 
 def fetch(source: str, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 from transformers import LlamaModel, PreTrainedModel
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.filesystem import open_fs, write_atomic
+from mtrec_ray.data.filesystem import joined, open_fs, write_atomic
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.errors import BackboneError
 from mtrec_ray.model.backbone import DTYPES, load_model
@@ -43,9 +43,11 @@ def starting_model(run: Run, prepared: str, manifest: Manifest, dtype: str = "fl
 
 
 def untrained_nano(run: Run, manifest: Manifest) -> LlamaModel:
-    """`nano` with random weights by `run.seed`, for the tokenizer and the longest request of the prepared data."""
-    part = run.backbone
-    positions = max(manifest.max_position, run.pretrain.sequence_tokens)
+    """`nano` with random weights by `run.seed`, for the tokenizer of the prepared data and the longest request."""
+    part, history = run.backbone, run.history
+    # Of any data with these settings: a later run may start from this one (`train.start_from`). It costs nothing.
+    longest = history.max_events * history.event_tokens + history.candidate_tokens
+    positions = max(manifest.max_position, longest, run.pretrain.sequence_tokens)
     return build_nano(manifest.vocab_size, part.width, part.layers, part.heads, max_positions=positions, seed=run.seed)
 
 
@@ -58,7 +60,7 @@ def backbone_folder(run: Run, prepared: str) -> str:
         "seed": run.seed,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{prepared.rstrip('/')}/backbones/{digest}"
+    return joined(prepared, f"backbones/{digest}")
 
 
 def is_complete(folder: str) -> bool:

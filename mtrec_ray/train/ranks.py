@@ -1,7 +1,8 @@
 """Where the positives of a split stand among all items of the catalogue: what kinds that match are evaluated by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -111,15 +112,28 @@ def _parts(rows: Tensor, size: int) -> Iterator[Tensor]:
 def told_apart(catalogue: Catalogue, ids: Array) -> tuple[Array, Array]:
     """int64 [U] an item of each kind that a model can tell apart, and int64 [I] which of them each item is.
 
-    `ids`: see `ItemVectors.told_apart`. Of items that are alike there, categories and text are all there is.
+    `ids`: see `ItemVectors.told_apart`. Of items that are alike there, categories, text and declared vectors are all
+    there is.
     """
-    alike: dict[tuple[int, bytes, bytes], int] = {}
-    text, same_as = catalogue.text, np.arange(len(catalogue))
-    _, group, sizes = np.unique(ids, axis=0, return_inverse=True, return_counts=True)
-    group = group.ravel()
-    for row in np.flatnonzero(sizes[group] > 1).tolist():
+    text, vectors, vector_row = catalogue.text, catalogue.vectors, catalogue.item_row
+
+    def described(row: int) -> tuple[bytes, bytes]:
         tokens = text.values[text.offsets[row] : text.offsets[row + 1]]
-        key = (int(group[row]), catalogue.categories[row].tobytes(), tokens.tobytes())
-        same_as[row] = alike.setdefault(key, row)
-    first, which = np.unique(same_as, return_inverse=True)
+        return catalogue.categories[row].tobytes(), tokens.tobytes()
+
+    alike = _split(np.unique(ids, axis=0, return_inverse=True)[1].ravel(), described)
+    if vectors is not None and vector_row is not None:
+        # digests, for the vectors of many items would fill the memory
+        alike = _split(alike, lambda row: blake2b(vectors[vector_row[row]].tobytes(), digest_size=16).digest())
+    first, which = np.unique(alike, return_inverse=True)
     return first, which.ravel()
+
+
+def _split(alike: Array, further: Callable[[int], Hashable]) -> Array:
+    """int64 [I]: of items whose numbers are alike (int64 [I]) and of whose rows the same is further known, the first
+    row; it is asked for only where items are alike."""
+    found, first = np.arange(len(alike)), dict[Hashable, int]()
+    _, group, sizes = np.unique(alike, return_inverse=True, return_counts=True)
+    for row in np.flatnonzero(sizes[group] > 1).tolist():
+        found[row] = first.setdefault((int(group[row]), further(row)), row)
+    return found

@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from mtrec_ray.multitask.strategy.adaptive import AdaptiveWeights
 from mtrec_ray.multitask.strategy.stages import Span, span_at, spans
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.building import open_engine
+from mtrec_ray.train.carrying import told
 from mtrec_ray.train.checks import check_data
 from mtrec_ray.train.context import Context
 from mtrec_ray.train.evaluation import ChosenMetric, chosen_metric, flat, score, task_metrics
@@ -31,6 +32,7 @@ from mtrec_ray.train.guards import Guard, chosen_guards, guarded_values
 from mtrec_ray.train.loop import Recipe, StepData, training_steps
 from mtrec_ray.train.meters import Meter, MetricsLog, rates
 from mtrec_ray.train.schedule import evaluation_interval, planned_steps
+from mtrec_ray.train.start import start_weights
 from mtrec_ray.train.steering import Steering
 from mtrec_ray.train.stopping import Stopping
 
@@ -59,6 +61,8 @@ class TrainingData:
     valid: StepSource
     valid_facts: FactsOf
     catalogue: Catalogue | None = None
+    prepared: str | None = None
+    """The prepared folder, which `train.start_from` asks for names of rows."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def fit(
 ) -> Fitted:
     """Trains until the steps are done or patience ends; every rank calls it. `open_engine`: see `train.building`.
 
-    Starts from the context's latest checkpoint if there is one, and then goes on as if it had never stopped.
+    Starts from the context's latest checkpoint if there is one, and then goes on as if it had never stopped; else from
+    the run that `train.start_from` names, if any.
 
     Raises:
         UserError: a metric that is unknown or undefined, a loss that is not finite, a checkpoint that does not fit.
@@ -111,6 +116,8 @@ def fit(
         run, manifest, data, context, open_stage(span.stage), objective, metric, guards, method, num_steps
     )
     fitting.resume(found, span)
+    if found is None and run.train.start_from is not None:
+        fitting.start()
     for text in notes:
         fitting.note(text)
     for stage in stages[stages.index(span) :]:
@@ -173,6 +180,16 @@ class _Fitting:
             self.meter.totals += torch.tensor(state.work, dtype=torch.float64)
         if self.context.world_rank == 0:
             self.lines = MetricsLog(self.context.run_folder, self.step)
+
+    def start(self) -> None:
+        """Begins with the weights of another run, and says what was carried over."""
+        assert self.data.prepared is not None, "the names of rows are in the prepared folder"
+        step, parts = start_weights(self.engine, self.run, self.data.prepared, self.manifest)
+        if self.lines is not None:
+            path = str(self.run.train.start_from)
+            self.context.say(told(path, step, parts))
+            carried = [asdict(part) for part in parts]
+            self.lines.add(self._where("start") | {"from": path, "from_step": step, "parts": carried})
 
     def move_to(self, open_stage: Callable[[Stage], Engine], stage: Stage) -> None:
         """The same weights in a new engine, which trains others of them."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.data.id_hashes import hash_ids, hashed_rows
+from mtrec_ray.data.id_hashes import hashed_rows
+from mtrec_ray.data.requests.ids import hash_ids
 from mtrec_ray.model.dropout import DropoutKey, feature_uids
 from mtrec_ray.model.features import IdTable
 from mtrec_ray.model.id_table import ExactTable, HashedTable, id_table, ids_of

@@ -34,10 +34,12 @@ REQUESTS = [make_request(n) for n in range(6)]
 TEXT = "backbone=nano"
 
 
-def model_of(*overrides: str, only: bool = False, train: bool = False) -> tuple[Recommender, Run]:
+def model_of(
+    *overrides: str, only: bool = False, train: bool = False, vectors: bool = False
+) -> tuple[Recommender, Run]:
     """Every weight of the matcher is random, for zeros would hide mistakes."""
     run = matching_run(*overrides, only=only)
-    model = matching_model(run, run.backbone.name != "none").train(train)
+    model = matching_model(run, run.backbone.name != "none", vectors=vectors).train(train)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         assert model.matcher is not None
@@ -268,12 +270,14 @@ def losses_of(model: Recommender, run: Run, batches: list[Batch], key: DropoutKe
     return found
 
 
-@pytest.mark.parametrize("backbone", ["backbone=none", TEXT])
-def test_a_rows_loss_does_not_depend_on_how_the_step_is_cut_and_negatives_are_those_of_the_step(backbone: str) -> None:
+@pytest.mark.parametrize(("backbone", "vectors"), [("backbone=none", False), (TEXT, False), ("backbone=none", True)])
+def test_a_rows_loss_does_not_depend_on_how_the_step_is_cut_and_negatives_are_those_of_the_step(
+    backbone: str, vectors: bool
+) -> None:
     tokens = backbone == TEXT
-    model, run = model_of(backbone, "adapter.dropout=0.2", train=True)
-    whole, parts = (matching_steps(1, micro_steps=n, tokens=tokens)[0].batches for n in (1, 4))
-    parts.append(matching_batch([], tokens=tokens))
+    model, run = model_of(backbone, "adapter.dropout=0.2", train=True, vectors=vectors)
+    whole, parts = (matching_steps(1, micro_steps=n, tokens=tokens, vectors=vectors)[0].batches for n in (1, 4))
+    parts.append(matching_batch([], tokens=tokens, vectors=vectors))
     together, apart = losses_of(model, run, whole), losses_of(model, run, parts)
     assert together.keys() == apart.keys()
     assert [apart[row] for row in together] == pytest.approx(list(together.values()), abs=2e-5)

@@ -1,5 +1,6 @@
 """What vectors of users and items hold at a time, and that they are what they would be if they held everything."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,40 @@ def test_no_tensor_holds_all_tokens_of_all_items() -> None:
         mean_of_every_token(items, rows, words).sum().backward()
     assert plain.numbers == len(rows) * items.longest * HIDDEN
     assert ours.numbers <= len(rows) * max(HIDDEN, items.longest)
+
+
+class Asked(np.ndarray):
+    """Says how many rows were looked up at a time."""
+
+    def __getitem__(self, place: Any) -> Any:
+        self.rows = max(getattr(self, "rows", 0), np.size(place))
+        return np.asarray(super().__getitem__(place))
+
+
+def test_of_declared_vectors_no_more_are_there_at_a_time_than_are_asked_for(monkeypatch: Any) -> None:
+    """The whole catalogue's are read part after part, and the model holds none of them."""
+    run, about, plain = matching_run("features.id_dropout=0"), manifest(vectors=True), catalogue(vectors=True)
+    assert plain.vectors is not None
+    stored = plain.vectors.view(Asked)
+    items = ItemVectors(about, replace(plain, vectors=stored), run.matching, run.features, None, DropoutContext())
+    rows, width = torch.arange(len(plain)).repeat(20), plain.vectors.shape[1]
+    at_once = items.all_of(rows, None)
+    assert stored.rows == len(rows)
+    stored.rows = 0
+    monkeypatch.setattr("mtrec_ray.model.item_vectors._NUMBERS_AT_ONCE", 7 * width)
+    with Largest() as found:
+        in_parts = items.all_of(rows, None)
+    torch.testing.assert_close(in_parts, at_once)
+    assert stored.rows == 7
+    assert found.numbers == at_once.numel(), "the result is the largest"
+    with Largest() as found:
+        items(rows[:7], None).sum().backward()
+    assert found.numbers <= max(7 * width, 7 * 2 * run.matching.dim), "an item has two categories at most"
+    names = {name for name, _ in (*items.named_parameters(), *items.named_buffers())}
+    without = ItemVectors(manifest(), catalogue(), run.matching, run.features, None, DropoutContext())
+    more = names - {name for name, _ in (*without.named_parameters(), *without.named_buffers())}
+    assert more
+    assert all(name.startswith("projections.") for name in more)
 
 
 def pairs(events: int = 30, candidates: int = 12, dim: int = 16) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:

@@ -285,6 +285,11 @@ def test_position_tasks_chooses_whose_labels_are_weighted() -> None:
     [
         (["position.method=pal"], r"position.method: pal needs data.columns.position, which is not set"),
         (["position.inverse_propensity=true"], r"position.inverse_propensity needs data.columns.propensity"),
+        (
+            [COLUMNS[0], "position.method=pal", "data.numbers=[place]"],
+            r"position.method: pal scores all .* by column 'place'\. Remove it from data\.numbers",
+        ),
+        ([COLUMNS[0], "position.method=feature", "data.categories=[place]"], r"Remove it from data\.categories"),
         ([COLUMNS[0], "position.method=pal", "position.tasks=[lik]"], r"'lik' .*no such task.*Did you mean 'like'"),
         (
             [COLUMNS[0], "position.method=pal", "position.tasks=[stars]"],

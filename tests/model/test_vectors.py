@@ -38,12 +38,11 @@ def with_vectors(requests: list[int], seed: int = 0) -> Batch:
 def test_a_vector_is_centred_scaled_and_projected() -> None:
     projection = VectorProjection(VectorEntry(name="v", scope="log", offset=1, size=4), 3).double()
     vectors = torch.tensor([[9.0, 1.0, 2.0, 3.0, 6.0], [9.0, 10.0, 20.0, 30.0, 60.0], [9.0, *[NAN] * 4]]).double()
-    batch = replace(make_batch([]), vectors=vectors)
     projection.missing.data.copy_(torch.tensor([7.0, 8.0, 9.0]))
     own = np.array([1.0, 2.0, 3.0, 6.0])
     scaled = torch.from_numpy((own - 3) / np.sqrt(own.var() + 1e-5))
     expected = projection.linear.weight @ scaled + projection.linear.bias
-    found = projection(batch)
+    found = projection(vectors)
     torch.testing.assert_close(found[0], expected)
     torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=1e-5)
     assert found[2].tolist() == [7, 8, 9]
@@ -51,8 +50,7 @@ def test_a_vector_is_centred_scaled_and_projected() -> None:
 
 def test_missing_is_told_from_every_vector_and_learned() -> None:
     projection = VectorProjection(VectorEntry(name="v", scope="log", offset=0, size=4), 3)
-    batch = replace(make_batch([]), vectors=torch.tensor([[0.0] * 4, [NAN] * 4, [1.0, 2.0, 3.0, 4.0]]))
-    found = projection(batch)
+    found = projection(torch.tensor([[0.0] * 4, [NAN] * 4, [1.0, 2.0, 3.0, 4.0]]))
     assert not torch.equal(found[0], found[1])
     found[1].sum().backward()
     assert projection.missing.grad is not None
@@ -63,7 +61,7 @@ def test_missing_is_told_from_every_vector_and_learned() -> None:
 
 def test_nothing_at_all() -> None:
     projection = VectorProjection(VectorEntry(name="v", scope="log", offset=0, size=4), 3)
-    found = projection(replace(make_batch([]), vectors=torch.zeros(0, 4)))
+    found = projection(torch.zeros(0, 4))
     found.sum().backward()
     assert found.shape == (0, 3)
     assert all(p.grad is not None for p in projection.parameters())

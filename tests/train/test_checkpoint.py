@@ -98,9 +98,11 @@ def test_other_names_and_shapes_are_refused(engine: Engine, tmp_path) -> None:
 
 
 def test_published_and_fetched(engine: Engine, tmp_path) -> None:
-    checkpoint.save(engine, tmp_path / "c", STATE, {})
+    learned = torch.tensor([0.5, 2.0])
+    checkpoint.save(engine, tmp_path / "c", STATE, {"weights": learned})
     address = (tmp_path / "store").as_uri()
     checkpoint.publish(tmp_path / "c", address)
     checkpoint.publish(tmp_path / "c", address)
     found = checkpoint.read(checkpoint.fetch(address, tmp_path / "local"))
     assert distance(found.parameters, engine.parameters()) == 0
+    assert torch.equal(found.balance["weights"], learned), "a trial that goes on needs what its balance method knows"

@@ -1,4 +1,7 @@
-"""Tasks that match users with items at ZeRO 0-3 on two ranks, one of them idle in a micro-step, against one process."""
+"""Tasks that match users with items at ZeRO 0-3 on two ranks, one of them idle in a micro-step, against one process.
+
+With declared vectors of both, of which a rank holds those of its own rows.
+"""
 
 from typing import Any
 
@@ -19,18 +22,18 @@ SETTINGS = ("backbone=nano", "engine.optimizer=sgd", "train.clip_norm=null", "ad
 
 
 def data(ranks: int, rank: int) -> list[Step]:
-    steps = matching_steps(2, ranks, rank, micro_steps=2, tokens=True)
+    steps = matching_steps(2, ranks, rank, micro_steps=2, tokens=True, vectors=True)
     if ranks == 2 and rank == 1:
-        whole = matching_steps(2, ranks, rank, tokens=True)[1].batches[0]
-        steps[1] = Step(1, [matching_batch([], tokens=True), whole])
+        whole = matching_steps(2, ranks, rank, tokens=True, vectors=True)[1].batches[0]
+        steps[1] = Step(1, [matching_batch([], tokens=True, vectors=True), whole])
     return steps
 
 
 def trained(ranks: int, rank: int, *engine_settings: str) -> tuple[list[Any], Scores | None]:
     """Gradients of two steps, the last parameters, and scores with ranks."""
     run = matching_run(*SETTINGS, *engine_settings)
-    objective, found = make_objective(run, manifest()), []
-    engine = build_engine(run, lambda: matching_model(run, backbone=True), CPU)
+    objective, found = make_objective(run, manifest(vectors=True)), []
+    engine = build_engine(run, lambda: matching_model(run, backbone=True, vectors=True), CPU)
     steps = data(ranks, rank)
     for step in steps:
         engine.model.train()

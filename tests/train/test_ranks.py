@@ -34,15 +34,16 @@ EXCLUDING = "tasks.interest.params.exclude_seen=true"
 REQUESTS = [make_request(n) for n in range(30)]
 
 
-def scored(run: Run, batch: Batch) -> Recommender:
-    model = matching_model(run).eval()
+def scored(run: Run, batch: Batch, vectors: bool = False) -> Recommender:
+    model = matching_model(run, vectors=vectors).eval()
     model(batch)
     return model
 
 
-def batch_of(requests: list[dict[str, Any]]) -> Batch:
-    """Some candidates are items that train does not know, and of two that nothing tells apart."""
-    batch = matching_batch(requests)
+def batch_of(requests: list[dict[str, Any]], vectors: bool = False) -> Batch:
+    """Some candidates are items that train does not know, and of two that nothing tells apart; with `vectors` a third
+    one differs from these in nothing else."""
+    batch = matching_batch(requests, vectors=vectors)
     cold = batch.row_ids % 3 == 0
     rows = torch.where(cold, ITEMS + batch.row_ids % COLD, batch.catalogue)
     times = 1_000_000_000 + 40 * (rows - 10 + batch.row_ids % 9)
@@ -50,11 +51,13 @@ def batch_of(requests: list[dict[str, Any]]) -> Batch:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("at_once", [1, 3 * (ITEMS + COLD), 1 << 24])
-def test_ranks_are_those_of_brute_force(at_once: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "vectors"), [(1, False), (3 * (ITEMS + COLD), True), (1 << 24, False)])
+def test_ranks_are_those_of_brute_force(
+    at_once: int, vectors: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ranks, "_SCORES_AT_ONCE", at_once)
-    run, batch, items = matching_run(EXCLUDING, f"matching.shared={shared}"), batch_of(REQUESTS), catalogue()
-    model = scored(run, batch)
+    run, batch = matching_run(EXCLUDING, f"matching.shared={shared}"), batch_of(REQUESTS, vectors)
+    items, model = catalogue(vectors), scored(run, batch, vectors)
     found = CatalogueRanks(model, build_kinds(manifest(), run.tasks)).of(batch)
     tied = 0
     assert model.matcher is not None
@@ -76,6 +79,19 @@ def test_ranks_are_those_of_brute_force(at_once: int, shared: bool, monkeypatch:
     assert len({*found["next"].size.tolist()}) > 5, "items come into being"
 
 
+def test_items_are_told_apart_by_all_that_is_known_of_them() -> None:
+    """Of the four items that train does not know, three have the same text and categories."""
+    for vectors, expected in ((False, [0, 1, 2, 2]), (True, [0, 1, 2, 2])):
+        items = catalogue(vectors)
+        first, which = ranks.told_apart(items, items.index[:, None])
+        assert (which[first] == np.arange(len(first))).all()
+        assert (which[ITEMS:] - which[ITEMS]).tolist() == expected
+        assert len(set(which[:ITEMS].tolist())) == ITEMS
+    without = replace(catalogue(vectors=True), vectors=None, item_row=None)
+    _, which = ranks.told_apart(without, without.index[:, None])
+    assert (which[ITEMS:] - which[ITEMS]).tolist() == [0, 1, 0, 0]
+
+
 def test_an_item_that_nobody_knows_since_when_it_exists_is_ranked_in_no_log() -> None:
     batch = batch_of(REQUESTS)
     found = CatalogueRanks(scored(matching_run(), batch), build_kinds(manifest(), matching_run().tasks)).of(
@@ -90,9 +106,11 @@ def test_an_item_that_nobody_knows_since_when_it_exists_is_ranked_in_no_log() ->
 class Source:
     """Three steps an epoch; stops with an error if asked to."""
 
-    def __init__(self, valid: bool = False, fails_at: int | None = None, tokens: bool = True) -> None:
+    def __init__(
+        self, valid: bool = False, fails_at: int | None = None, tokens: bool = True, vectors: bool = False
+    ) -> None:
         self.order = SimpleNamespace(steps_per_epoch=1 if valid else 3)
-        self.valid, self.fails_at, self.tokens = valid, fails_at, tokens
+        self.valid, self.fails_at, self.tokens, self.vectors = valid, fails_at, tokens, vectors
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         for index in range(first, last):
@@ -100,7 +118,8 @@ class Source:
                 raise ConnectionError("the node is gone")
             numbers = range(1000, 1041) if self.valid else range(8 * (index % 3), 8 * (index % 3) + 8)
             requests = [make_request(n) for n in numbers]
-            yield Step(index, [matching_batch(part, self.tokens) for part in (requests[:3], requests[3:])])
+            parts = (requests[:3], requests[3:])
+            yield Step(index, [matching_batch(part, self.tokens, vectors=self.vectors) for part in parts])
 
 
 RUN = (
@@ -112,12 +131,15 @@ RUN = (
 
 
 def train(folder: Path, *overrides: str, fails_at: int | None = None) -> Fitted:
+    """On data with vectors."""
     run = matching_run(*RUN, *overrides)
     has_text = run.backbone.name != "none"
-    data = TrainingData(
-        Source(fails_at=fails_at, tokens=has_text), Source(valid=True, tokens=has_text), facts_of, catalogue()
+    sources = (
+        Source(fails_at=fails_at, tokens=has_text, vectors=True),
+        Source(valid=True, tokens=has_text, vectors=True),
     )
-    return fit(run, manifest(), data, LocalContext(folder), lambda: small_backbone(run) if has_text else None)
+    data, about = TrainingData(*sources, facts_of, catalogue(vectors=True)), manifest(vectors=True)
+    return fit(run, about, data, LocalContext(folder), lambda: small_backbone(run) if has_text else None)
 
 
 def valid_lines(folder: Path) -> list[dict[str, Any]]:
@@ -136,9 +158,10 @@ def test_a_metric_of_ranks_chooses_and_a_resumed_run_is_one_that_never_stopped(t
     resumed = train(tmp_path / "stopped", "backbone=nano")
     assert distance(resumed.engine.parameters(), whole.engine.parameters()) == 0
     assert valid_lines(tmp_path / "stopped") == valid_lines(tmp_path / "whole")
-    names = checkpoint.read(tmp_path / "whole/checkpoint").parameters
+    names = checkpoint.read(tmp_path / "whole/checkpoint").parameters.keys()
     assert "matcher.pairs.0.items.table.weight" in names
-    assert not any("first_seen" in name or name.endswith("items.ids") for name in names)
+    assert {"matcher.pairs.0.items.projections.0.linear.weight", "matcher.pairs.0.users.projections.0.missing"} <= names
+    assert not any("first_seen" in name or name.endswith(("items.ids", "items.declared")) for name in names)
 
 
 def test_a_metric_without_positives_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

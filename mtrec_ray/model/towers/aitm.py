@@ -1,6 +1,6 @@
 """Tasks that follow one another, as click and purchase: each takes over what its parent's tower knows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtrec_ray import config
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, StatelessDropout
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.features import mlp
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.gates import GateMeter
@@ -74,6 +75,9 @@ class AdaptiveTransfer(Towers):
         for name in wanted:
             self._reach(name, z, states)
         return {name: self.outs[self.place[name]](states[name]) for name in wanted}
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"hidden": [self.names], "transfers": [self.names], "outs": [self.names]}
 
     def _reach(self, name: str, z: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Adds s of the task and of its ancestors to `states`, each once, and gives the task's [C, D]."""

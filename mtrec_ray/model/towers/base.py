@@ -20,6 +20,7 @@ from mtrec_ray import config
 from mtrec_ray.config import Part
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.towers.gates import GateMeter
 from mtrec_ray.params import check_params
 from mtrec_ray.registry import Registry, suggest
@@ -69,6 +70,11 @@ class Towers(nn.Module, ABC):
 
         No more is computed than they need; one call for all tasks and one for each give the same logits.
         """
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        """Which of its weights are of which task or domain (`model.entries`). An architecture that does not say it can
+        start from weights of the same tasks and domains alone (`train.start_from`)."""
+        return {}
 
     def gates(self) -> dict[str, Tensor]:
         """How much each gate used its experts when it was last computed: {task: [experts]}, detached, on the device.

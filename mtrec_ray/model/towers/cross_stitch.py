@@ -1,6 +1,6 @@
 """One network per task, each of whose layers may take over from the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -11,6 +11,7 @@ from mtrec_ray import config
 from mtrec_ray.config import Part
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, StatelessDropout
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.experts import BatchedLinear, drop
 from mtrec_ray.model.towers.tower import output_layer
@@ -69,3 +70,10 @@ class CrossStitch(Towers):
             columns = drop(torch.relu(layer(torch.stack(mixed, dim=1))), dropout)
             mixed = stitch(columns, rows if i == len(self.layers) - 1 else everyone)
         return {name: self.outs[t](x) for name, t, x in zip(wanted, rows, mixed, strict=True)}
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        found: dict[str, Sequence[Axis]] = {"outs": [self.names]}
+        for i in range(len(self.layers)):
+            found |= {f"layers.{i}.weight": [self.names], f"layers.{i}.bias": [self.names]}
+            found |= {f"stitches.{i}.weight": [self.names, self.names]}
+        return found

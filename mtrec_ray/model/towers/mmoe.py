@@ -1,6 +1,6 @@
 """Experts that all tasks share, and a gate for each task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mtrec_ray import config
 from mtrec_ray.config import Part
 from mtrec_ray.model.dropout import DropoutContext
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.experts import Experts
 from mtrec_ray.model.towers.gates import Gate
@@ -43,3 +44,6 @@ class MultiGateMixture(Towers):
         experts = self.experts(z)
         places = {name: self.place[name] for name in wanted}
         return {name: self.towers[t](self.mixtures[t](z, experts)) for name, t in places.items()}
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"mixtures": [self.names], "towers": [self.names]}

@@ -1,6 +1,6 @@
 """One network for all tasks, whose layers have a small update for each task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, cast
 
 import torch
@@ -12,6 +12,7 @@ from mtrec_ray import config
 from mtrec_ray.config import Part
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, StatelessDropout
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.tower import output_layer
 from mtrec_ray.tasks.kind import TaskKind
@@ -84,6 +85,12 @@ class TaskUpdates(Towers):
             x = dropout(torch.relu(layer(x, task)))
         logits: Tensor = self.outs[task](x)
         return logits
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        found: dict[str, Sequence[Axis]] = {"outs": [self.names]}
+        for i in range(len(self.layers)):
+            found |= {f"layers.{i}.transforms": [self.names], f"layers.{i}.choices": [self.names]}
+        return found
 
 
 def _uniform(fan_in: int, *shape: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Experts of single tasks beside shared ones, in one or several levels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field, PositiveInt
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mtrec_ray import config
 from mtrec_ray.config import Part
 from mtrec_ray.model.dropout import DropoutContext
+from mtrec_ray.model.entries import Axis, numbered
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.experts import Experts
 from mtrec_ray.model.towers.gates import Gate
@@ -38,7 +39,7 @@ class Extraction(nn.Module):
         super().__init__()
         own, common, hidden = sizes.experts, sizes.shared_experts, sizes.expert_hidden
         prefix = f"experts.{level}"
-        self.place = {name: index for index, name in enumerate(names)}
+        self.place, self._own = {name: index for index, name in enumerate(names)}, own
         self.shared = Experts(common, width, hidden, dropout, f"{prefix}.shared", context)
         self.own = nn.ModuleList(Experts(own, width, hidden, dropout, f"{prefix}.of.{n}", context) for n in names)
         self.mixtures = nn.ModuleList(Gate(n if last else f"level{level}/{n}", width, own + common) for n in names)
@@ -58,6 +59,12 @@ class Extraction(nn.Module):
         if self.shared_mixture is not None:
             shared = self.shared_mixture(shared, torch.cat([*experts.values(), common], dim=1))
         return found, shared
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        names = list(self.place)
+        own = [expert for name in names for expert in numbered(f"expert of {name}", self._own)]
+        mixed = [*own, *numbered("shared expert", self.shared.count)]
+        return {"own": [names], "mixtures": [names], "shared_mixture.linear.weight": [mixed]}
 
 
 @TOWERS.register("cgc")
@@ -107,6 +114,9 @@ class CustomizedGateControl(Towers):
             read = self.names if above < len(self.levels) - 1 else wanted
             states, shared = level(states, shared, read)
         return {name: self.towers[self.place[name]](states[name]) for name in wanted}
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"towers": [self.names]}
 
 
 @TOWERS.register("ple")

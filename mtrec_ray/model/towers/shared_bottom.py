@@ -1,11 +1,12 @@
 """A tower of its own for each task, on what all tasks share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from mtrec_ray import config
 from mtrec_ray.model.dropout import DropoutContext
+from mtrec_ray.model.entries import Axis
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.tower import Tower
 from mtrec_ray.tasks.kind import TaskKind
@@ -24,3 +25,6 @@ class SharedBottom(Towers):
 
     def forward(self, z: Tensor, domain: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         return {name: self.towers[self.place[name]](z) for name in wanted}
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"towers": [self.names]}

@@ -1,6 +1,6 @@
 """A tower per task whose weights are bent to the domain of each candidate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field, PositiveInt
@@ -11,6 +11,7 @@ from mtrec_ray import config
 from mtrec_ray.config import Part
 from mtrec_ray.errors import ConfigError
 from mtrec_ray.model.dropout import DropoutContext, StatelessDropout
+from mtrec_ray.model.entries import Axis, Rows
 from mtrec_ray.model.features import mlp
 from mtrec_ray.model.towers.base import TOWERS, Towers
 from mtrec_ray.model.towers.tower import UNTRAINED
@@ -18,6 +19,7 @@ from mtrec_ray.tasks.kind import TaskKind
 
 VECTOR_STD = 0.05
 """Deviation of the first domain vectors, as of other tables."""
+DOMAINS = Rows("domain")
 
 
 class PartitionedNorm(nn.Module):
@@ -39,6 +41,9 @@ class PartitionedNorm(nn.Module):
         normal = functional.layer_norm(z, z.shape[1:])
         return functional.embedding(domain, scale) * normal + functional.embedding(domain, shift)
 
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"domain_scale": [DOMAINS], "domain_shift": [DOMAINS]}
+
 
 class StarLinear(nn.Module):
     """[C, width] -> [C, out]: (W ⊙ W_d) x + b + b_d, d the candidate's domain.
@@ -59,6 +64,9 @@ class StarLinear(nn.Module):
         weight = self.weight * (1 + with_unknown(self.domain_weight))
         every = torch.einsum("ci,doi->cdo", x, weight) + self.bias + with_unknown(self.domain_bias)
         return every.gather(1, domain[:, None, None].expand(-1, 1, every.shape[2]))[:, 0]
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"domain_weight": [DOMAINS], "domain_bias": [DOMAINS]}
 
 
 class StarTower(nn.Module):
@@ -106,6 +114,9 @@ class Auxiliary(nn.Module):
         logits: Tensor = self.out(self.hidden(torch.cat([z, vectors], dim=1)))
         return logits
 
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"vectors": [DOMAINS]}
+
 
 @TOWERS.register("star")
 class Star(Towers):
@@ -151,6 +162,9 @@ class Star(Towers):
             if self.params.auxiliary:
                 found[name] = found[name] + self.auxiliaries[t](z, domain)
         return found
+
+    def entries(self) -> Mapping[str, Sequence[Axis]]:
+        return {"towers": [self.names], "auxiliaries": [self.names]}
 
 
 def with_unknown(values: Tensor) -> Tensor:
