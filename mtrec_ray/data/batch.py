@@ -72,7 +72,8 @@ class Batch:
     event_catalogue: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """int64 [E] row of the catalogue of each history event, likewise"""
     user_hash: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """int64 [C] the user's id, hashed (`data.id_hashes`); [0] of data for exact tables, as the next two"""
+    """int64 [C] the user's id, hashed (`data.id_hashes`); [0] of data for exact tables, as the next two, but that data
+    with a catalogue has hashes of items, too"""
     item_hash: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """int64 [C]"""
     event_hash: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))

@@ -3,16 +3,20 @@ all items (`labels.MATCHING`).
 
 `catalogue.parquet`, a row per item in the order of their ids, the same however the log was cut:
 
-`item string` · `index int32` row of the item vocabulary, 0 = unknown to train · `categories list<int32>` values of the
-item's own categories side by side, each as wide as in the manifest (0 unknown, -1 absent) · `ids list<int32>` tokens of
-its text, at most `history.candidate_tokens`; empty without text or backbone · `first_seen int64` µs, the smallest time
-at which the log mentions it, or `data.items.published` if that is earlier; null for items of the table alone of which
-nobody says since when they exist ·
-`shown int64` train rows · `positives.<task> int64` train rows with label 1, per task that matches. Requests name items
-by their row: columns `catalogue` of candidates and `event_catalogue` of history events.
+`item string` · `hash int64` of the item (`data.id_hashes`) · `index int32` row of the item vocabulary, 0 = unknown to
+train · `categories list<int32>` values of the item's own categories side by side, each as wide as in the manifest (0
+unknown, -1 absent) · `ids list<int32>` tokens of its text, at most `history.candidate_tokens`; empty without text or
+backbone · `first_seen int64` µs, the smallest time at which the log mentions it, or `data.items.published` if that is
+earlier; null for items of the table alone of which nobody says since when they exist · `shown int64` train rows ·
+`positives.<task> int64` train rows with label 1, per task that matches · with `data.items.vectors` also
+`item_row int32` row of the stored vectors of items (`data.vectors`), 0 = not in the table.
+
+Requests name items by their hashes, columns `item_hash` of candidates and `event_hash` of history events, which no
+later item moves as it moves rows; the rows are looked up where requests are read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +28,14 @@ from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.requests.ragged import Ragged
 from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.data.vectors import row_column
 from mtrec_ray.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CATALOGUE = "catalogue.parquet"
 _POSITIVES = "positives."
+_ITEM_ROW = row_column("item")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Catalogue:
 
     items: pa.Array
     """string [I]"""
+    hashes: Array
+    """int64 [I], all different"""
     index: Array
     """int64 [I] row of the item vocabulary, 0 = unknown to train"""
     categories: Array
@@ -50,26 +58,29 @@ class Catalogue:
     """int64 [I] train rows"""
     positives: dict[str, Array]
     """int64 [I] train rows with label 1, per task"""
+    item_row: Array | None = None
+    """int64 [I] row of `vectors`, 0 = not in the table; None where items have no vectors"""
+    vectors: Array | None = None
+    """float32 [1 + N, V], as `data.vectors` has them; None too where nobody has asked for them"""
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def rows(self, items: pa.Array) -> Array:
-        """int64: the row of each item, -1 = not in the catalogue."""
-        return rows_of(items, self.items)
-
     def to_table(self) -> pa.Table:
         width = self.categories.shape[1]
         widths = Ragged(self.categories.astype(np.int32).ravel(), np.arange(len(self) + 1) * width)
+        stored = {} if self.item_row is None else {_ITEM_ROW: pa.array(self.item_row.astype(np.int32))}
         return pa.table(
             {
                 "item": self.items,
+                "hash": pa.array(self.hashes),
                 "index": pa.array(self.index.astype(np.int32)),
                 "categories": widths.to_arrow(),
                 "ids": Ragged(self.text.values.astype(np.int32), self.text.offsets).to_arrow(),
                 "first_seen": pa.array(self.first_seen, mask=self.first_seen == NEVER),
                 "shown": pa.array(self.shown),
                 **{f"{_POSITIVES}{task}": pa.array(counts) for task, counts in self.positives.items()},
+                **stored,
             }
         )
 
@@ -79,6 +90,7 @@ class Catalogue:
         categories, ids = (_ragged(table[name]) for name in ("categories", "ids"))
         return cls(
             items=_array(table["item"]),
+            hashes=table["hash"].to_numpy(),
             index=table["index"].to_numpy().astype(np.int64),
             categories=categories.values.astype(np.int64).reshape(table.num_rows, -1),
             text=ids,
@@ -89,16 +101,39 @@ class Catalogue:
                 for name in table.column_names
                 if name.startswith(_POSITIVES)
             },
+            item_row=table[_ITEM_ROW].to_numpy().astype(np.int64) if _ITEM_ROW in table.column_names else None,
         )
 
 
-def rows_of(items: pa.Array, catalogue: pa.Array) -> Array:
-    """int64: where each item stands among the catalogue's, -1 = nowhere."""
-    return pc.index_in(items, value_set=catalogue).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+class CatalogueRows:
+    """The rows of a catalogue by the hashes of its items."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._order = np.argsort(catalogue.hashes)
+        self._hashes = catalogue.hashes[self._order]
+
+    def of(self, hashes: Array) -> Array:
+        """int64 [N] of the items with these hashes, int64 [N].
+
+        Raises:
+            DataError: an item that the catalogue lacks.
+        """
+        place = np.searchsorted(self._hashes, hashes)
+        known = place < len(self._hashes)
+        known[known] = self._hashes[place[known]] == hashes[known]
+        if not known.all():
+            raise DataError(
+                f"{CATALOGUE}: {int((~known).sum())} of {len(known)} items of requests are not in it. The prepared "
+                "folder is damaged; delete it and run `mtrec prepare` again."
+            )
+        found: Array = self._order[place]
+        return found
 
 
-def load_catalogue(prepared: str, manifest: Manifest) -> Catalogue | None:
+def load_catalogue(prepared: str, manifest: Manifest, stored: Mapping[str, Array] | None = None) -> Catalogue | None:
     """The catalogue of a prepared folder; None where no task needs one.
+
+    `stored`: the vectors of items and users (`data.vectors.load_vectors`), which a model needs of data that has some.
 
     Raises:
         DataError: the file is not what the manifest promises.
@@ -106,20 +141,22 @@ def load_catalogue(prepared: str, manifest: Manifest) -> Catalogue | None:
     if manifest.catalogue is None:
         return None
     fs, root = open_fs(prepared)
-    path, promised = manifest.catalogue.path, manifest.catalogue.items
+    path, promised = manifest.catalogue.path, f"{manifest.catalogue.items} items"
     try:
         found = Catalogue.from_table(pq.read_table(f"{root}/{path}", filesystem=fs))
     except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(_damaged(prepared, path, str(error), promised)) from error
-    if len(found) != promised:
+    if len(found) != manifest.catalogue.items:
         raise DataError(_damaged(prepared, path, f"{len(found)} items", promised))
-    return found
+    if any(entry.scope == "item" for entry in manifest.vectors) and found.item_row is None:
+        raise DataError(_damaged(prepared, path, f"no column '{_ITEM_ROW}'", "vectors of items"))
+    return replace(found, vectors=(stored or {}).get("item"))
 
 
-def _damaged(prepared: str, path: str, found: str, promised: int) -> str:
+def _damaged(prepared: str, path: str, found: str, promised: str) -> str:
     return (
-        f"{prepared}/{path}: found {found}, but the manifest promises {promised} items. The prepared folder is "
-        "damaged; delete it and run `mtrec prepare` again."
+        f"{prepared}/{path}: found {found}, but the manifest promises {promised}. The prepared folder is damaged, or "
+        "of an earlier version; delete it and run `mtrec prepare` again."
     )
 
 

@@ -4,6 +4,8 @@ import contextlib
 import os
 import posixpath
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import pyarrow.parquet as pq
 from mtrec_ray.errors import DataError
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_COPIED_AT_ONCE = 1 << 20
+"""Bytes"""
 _GLOB = re.compile(r"[*\[]")
 
 
@@ -97,6 +101,12 @@ def find(path_or_url: str, enter: Callable[[str], bool] | None = None) -> list[F
     return sorted(found, key=lambda file: file.path)
 
 
+def joined(folder: str, name: str) -> str:
+    """The path or URL of what lies in a folder. What a URL says of its file system (`?region=...`) stays at its end."""
+    address, mark, settings = folder.partition("?") if is_url(folder) else (folder, "", "")
+    return f"{address}{'' if address.endswith('/') else '/'}{name}{mark}{settings}"
+
+
 def path_in(root: str, path: str) -> str:
     """A path that is given relative to a folder. `..` is resolved here, for object stores know no such folder."""
     return posixpath.normpath(posixpath.join(root, path))
@@ -134,7 +144,7 @@ def writing(path: str) -> Iterator[None]:
 def open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """A stream whose bytes appear under `path` all at once, when the block ends without an error.
 
-    Object stores publish an upload only when it is closed; elsewhere a neighbour is written and moved.
+    Object stores show what is uploaded when all of it is there; elsewhere a neighbour is written and moved.
 
     Raises:
         DataError: `path` cannot be written.
@@ -145,8 +155,11 @@ def open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
 
 def _open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     if fs.type_name in _OBJECT_STORES:
-        with fs.open_output_stream(path) as stream:
-            yield stream
+        # Not in a stream to the store: what was written before an error would be published when that is closed.
+        with tempfile.TemporaryDirectory(prefix="mtrec-") as folder:
+            with pa.OSFile(f"{folder}/whole", "wb") as stream:
+                yield stream
+            copy_file(pafs.LocalFileSystem(), f"{folder}/whole", fs, path)
         return
     fs.create_dir(os.path.dirname(path), recursive=True)
     temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.tmp"
@@ -160,6 +173,27 @@ def _open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         with contextlib.suppress(OSError):
             fs.delete_file(temporary)
         raise
+
+
+def copy_file(source_fs: pafs.FileSystem, source: str, fs: pafs.FileSystem, path: str) -> None:
+    """`pyarrow.fs.copy_files` of one file, but for one thing: pyarrow 26 leaves out that an upload to S3 failed.
+
+    Raises:
+        DataError: `path` cannot be written.
+    """
+    with writing(path), source_fs.open_input_stream(source) as file, fs.open_output_stream(path) as stream:
+        shutil.copyfileobj(file, stream, _COPIED_AT_ONCE)
+
+
+def copy_folder(source_fs: pafs.FileSystem, source: str, fs: pafs.FileSystem, path: str) -> None:
+    """All files of a folder and those below it. Raises `DataError`: one cannot be written."""
+    fs.create_dir(path, recursive=True)
+    for info in source_fs.get_file_info(pafs.FileSelector(source, recursive=True)):
+        own = f"{path}/{posixpath.relpath(info.path, source)}"
+        if info.is_file:
+            copy_file(source_fs, info.path, fs, own)
+        else:
+            fs.create_dir(own, recursive=True)
 
 
 def write_atomic(fs: pafs.FileSystem, path: str, content: bytes) -> None:

@@ -12,7 +12,7 @@ data serves tables of any size.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +20,12 @@ from torch import Tensor
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.manifest import CollisionEntry
-from mtrec_ray.data.requests.ids import stable_hash
+from mtrec_ray.data.requests.ids import Of, hash_ids
 from mtrec_ray.model.dropout import mix64
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Of = Literal["user", "item"]
-
-USER, ITEM, EVENT = "user_hash", "item_hash", "event_hash"
-"""Columns of a request: int64 of its user, and lists of its candidates' and its events' items."""
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 """SplitMix64's step from one number to the next (Steele, Lea & Flood 2014)"""
-
-
-def hash_ids(ids: Sequence[str], of: Of) -> Array:
-    """int64 [N]; each different id is hashed once, so repeat them as you like."""
-    known = {key: stable_hash(key, f"ids.{of}") for key in dict.fromkeys(ids)}
-    return np.array([known[key] for key in ids], dtype=np.uint64).view(np.int64)
 
 
 def hashed_rows(hashes: Tensor, rows: int, count: int) -> Tensor:

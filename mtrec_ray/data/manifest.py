@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.labels import Labels
 
-FORMAT = 4
+FORMAT = 5
 SPLITS = ("train", "valid", "test")
 
 

@@ -12,9 +12,10 @@ A task holds one batch of a file or one bucket in memory (`data.buckets` sets ho
 however many tasks run at once.
 """
 
+import posixpath
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +28,11 @@ from mtrec_ray.data.catalogue import CATALOGUE
 from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.features.attributes import Tables, read_tables
 from mtrec_ray.data.features.side_features import asks_item_past
-from mtrec_ray.data.filesystem import FoundFile, find, write_atomic, write_table_atomic, writing
-from mtrec_ray.data.fitting.collect import Collected
+from mtrec_ray.data.filesystem import FoundFile, find, joined, write_atomic, write_table_atomic, writing
 from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, fit
 from mtrec_ray.data.fitting.fitted_files import save_fitted
+from mtrec_ray.data.fitting.gathered import Gathered
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
 from mtrec_ray.data.fitting.tokenizer import has_shared_end, make_tokenizer
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.prepared import Prepared, Workplace, is_complete, load_prepared, prepared_path
@@ -39,8 +41,8 @@ from mtrec_ray.data.preparing.dependence import bucket_part, encoding_part, read
 from mtrec_ray.data.preparing.digest import digest
 from mtrec_ray.data.preparing.fingerprint import fingerprint
 from mtrec_ray.data.preparing.item_pass import answer_items, is_sent
-from mtrec_ray.data.preparing.made import Encoded, make_manifest
-from mtrec_ray.data.preparing.notes import reuse_notes, summary
+from mtrec_ray.data.preparing.made import AllSums, Encoded, make_manifest
+from mtrec_ray.data.preparing.notes import boundary_notes, reuse_notes, summary, table_notes
 from mtrec_ray.data.preparing.parallel import MapTasks, ray_tasks
 from mtrec_ray.data.preparing.pieces import Kept, Pieces, key_of
 from mtrec_ray.data.preparing.settle import Source
@@ -88,6 +90,7 @@ from mtrec_ray.tasks.kinds import check_run
 
 __all__ = ["Prepared", "load_prepared", "prepare"]
 
+_KEPT_QUARANTINE = ".quarantine.parquet"
 _SCALER_ROWS = 100_000
 """Train rows, about, that means, deviations and quantiles of the numbers are taken from."""
 
@@ -104,7 +107,8 @@ def prepare(run: Run, map_tasks: MapTasks = ray_tasks) -> Prepared:
     """
     import_plugins(run.plugins)
     check_run(run)
-    path = prepared_path(run, fingerprint(run))
+    identity = fingerprint(run)
+    path = prepared_path(run, identity)
     if is_complete(path):
         say(f"Prepared data found in {path}")
         return Prepared.load(path)
@@ -112,8 +116,9 @@ def prepare(run: Run, map_tasks: MapTasks = ray_tasks) -> Prepared:
     place = Workplace(path)
     kept = Kept(Pieces.of(run.data.prepared_dir), map_tasks)
     try:
+        place.begin()
         preparation = _Preparation(with_sizes(run), map_tasks, place, kept, shared_end)
-        manifest, refitted = preparation.make(Path(path).name)
+        manifest, refitted = preparation.make(identity)
         place.publish(manifest, kept)
     finally:
         place.close()
@@ -134,6 +139,8 @@ class _Preparation:
         """Writes everything but the manifest. Also whether something else is fitted than by the `prepare` before."""
         run, kept = self.run, self.kept
         tables, vectors = store_vectors(self.place.fs, self.place.out, run, read_tables(run))
+        for note in table_notes(tables):
+            say(note)
         aggregates = declared(run)
         source, buckets, read = self._shuffle(tables)
         counts = kept.map(
@@ -152,19 +159,16 @@ class _Preparation:
             most_interactions=MOST_INTERACTIONS // run.data.buckets,
             items_run=items_run,
         )
-        sums = self._collect(fit_task, buckets)
+        sums = AllSums(self._collect(fit_task, buckets))
         answers = self._answer(fit_task, buckets) if items_run else [""] * len(buckets)
-        parts = [s.collected for s in sums]
-        with_factors = any(a.kind == "~" and a.of == "item" for a in aggregates)
-        fitted = fit(parts, run, tables, with_factors)
-        tokenizer, tokenizer_digest = self._tokenizer(parts, tables)
+        fitted = fit(sums.collected, run, tables)
+        tokenizer, tokenizer_digest = self._tokenizer(sums.collected, tables)
+        encoder = None if tokenizer is None else TextEncoder(tokenizer)
         save_fitted(self.place.fs, f"{self.place.out}/fitted", fitted)
         catalogue = None
         if matching_tasks(run):
-            seen = [s.seen for s in sums if s.seen is not None]
-            catalogue = make_catalogue(seen, run, tables, fitted, tokenizer)
+            catalogue = make_catalogue([sums.seen()], run, tables, fitted, encoder)
             write_table_atomic(self.place.fs, f"{self.place.out}/{CATALOGUE}", catalogue.to_table())
-        train_rows = sum(part.users.rows().sum() for part in parts)
         until = fit_task.fitted_until
         task = EncodeTask(
             source=source,
@@ -176,12 +180,11 @@ class _Preparation:
             log_end=fit_task.log_end,
             # Of what was fitted, requests hold neither what tasks are like nor, without aggregates, the statistics.
             fitted=replace(fitted, tasks=[], statistics=fitted.statistics if aggregates else []),
-            tokenizer=tokenizer,
+            encoder=encoder,
             shared_end=self.shared_end,
             items_run=items_run,
-            sample_below=min(2**64 - 1, int(2**64 * _SCALER_ROWS / train_rows)),
+            sample_below=min(2**64 - 1, int(2**64 * _SCALER_ROWS / sums.collected.train_rows)),
             sample_until=NEVER if until is None else until.train_until.time,
-            catalogue=None if catalogue is None else catalogue.items,
             common="",
         )
         task = replace(task, common=common_digest(task, tokenizer_digest))
@@ -206,8 +209,9 @@ class _Preparation:
         quarantine = f"{place.out}/quarantine.parquet"
         spoilt = [key for key, c in zip(keys, counts, strict=True) if c.reasons]
         of_tables = write_quarantine(pieces, spoilt, quarantine, (tables.items, tables.users))
+        stays = joined(run.data.prepared_dir, posixpath.basename(place.root) + _KEPT_QUARANTINE)
         try:
-            ids = check_shuffled(files, counts, run, f"{place.path}.quarantine.parquet")
+            ids = check_shuffled(files, counts, run, stays)
         except DataError:
             self._keep(quarantine)
             raise
@@ -228,12 +232,12 @@ class _Preparation:
 
     def _keep(self, quarantine: str) -> None:
         """The quarantine file outlives a preparation that failed."""
-        self.place.fs.copy_file(quarantine, f"{self.place.root}.quarantine.parquet")
+        self.place.fs.copy_file(quarantine, self.place.root + _KEPT_QUARANTINE)
 
-    def _collect(self, task: FitTask, buckets: Sequence[BucketFiles]) -> list[Sums]:
+    def _collect(self, task: FitTask, buckets: Sequence[BucketFiles]) -> Iterator[Sums]:
         beside = (self._table_files(), task.boundaries, task.fitted_until, task.log_end)
         keys = [key_of(bucket.key, beside) for bucket in buckets]
-        return self.kept.map("sums", collect_bucket, buckets, keys, task, "Collecting statistics", "buckets")
+        return self.kept.each("sums", collect_bucket, buckets, keys, task, "Collecting statistics", "buckets")
 
     def _table_files(self) -> list[list[FoundFile]]:
         return [find(table.path) for table in (self.run.data.items, self.run.data.users) if table is not None]
@@ -289,6 +293,8 @@ class _Preparation:
         if run.split.by == "user":
             return None
         if (explicit := explicit_boundaries(run)) is not None:
+            for note in boundary_notes(explicit, sum((c.hours for c in counts), Counter[int]()), run):
+                say(note)
             return explicit
         places = sizes(total, run.split)
         if not 0 < places[0] < places[1] < total:
@@ -312,13 +318,9 @@ class _Preparation:
 
         return Locator(count, members)
 
-    def _tokenizer(self, parts: Sequence[Collected], tables: Tables) -> tuple[PreTrainedTokenizerBase | None, str]:
+    def _tokenizer(self, seen: Gathered, tables: Tables) -> tuple[PreTrainedTokenizerBase | None, str]:
         """The tokenizer, and the digest of its files."""
-        items = [item for part in parts for item in part.event_items]
-        words = [word for part in parts for word in part.words]
-        queries = [query for part in parts for query in part.queries]
-        versions = [row for part in parts for row in part.event_versions.tolist()]
-        tokenizer = make_tokenizer(self.run, tables, items, words, queries, versions)
+        tokenizer = make_tokenizer(self.run, tables, seen.event_items, seen.words, seen.queries, seen.event_versions)
         files: dict[str, bytes] = {}
         if tokenizer is not None:
             with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """A folder of prepared data: finding it, and making it known only once it is complete."""
 
+import contextlib
 import json
 import posixpath
 import uuid
@@ -9,7 +10,7 @@ from typing import Self
 import pyarrow.fs as pafs
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.filesystem import is_url, open_fs, unreachable, write_atomic, writing
+from mtrec_ray.data.filesystem import joined, open_fs, unreachable, write_atomic, writing
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.preparing.fingerprint import fingerprint
 from mtrec_ray.data.preparing.pieces import Kept
@@ -33,9 +34,7 @@ class Prepared:
 
 def prepared_path(run: Run, digest: str) -> str:
     """Where prepared data with this fingerprint lies."""
-    given = run.data.prepared_dir
-    folder = given.rstrip("/") + "/"
-    return (folder if is_url(folder) == is_url(given) else given) + digest  # the slashes of `file:///` belong to it
+    return joined(run.data.prepared_dir, digest)
 
 
 def is_complete(path: str) -> bool:
@@ -80,6 +79,10 @@ class Workplace:
             with writing(folder):
                 self.fs.create_dir(folder, recursive=True)
 
+    def begin(self) -> None:
+        """Leaves a file from whose time `prune` sees that somebody is at work: on object stores folders have none."""
+        write_atomic(self.fs, f"{self.scratch}/started", b"")
+
     def publish(self, manifest: Manifest, kept: Kept) -> None:
         """Writes the manifest, and which pieces it came of, and makes the folder known. If another run was faster, its
         folder stays.
@@ -103,6 +106,8 @@ class Workplace:
                 self.fs.move(self.out, self.root)
 
     def close(self) -> None:
-        """Deletes what is not part of the result."""
-        if self.fs.get_file_info(self.scratch).type == pafs.FileType.Directory:
-            self.fs.delete_dir(self.scratch)
+        """Deletes what is not part of the result, or leaves it to `prune`: the error that may have led here must not be
+        hidden by another."""
+        with contextlib.suppress(OSError):
+            if self.fs.get_file_info(self.scratch).type == pafs.FileType.Directory:
+                self.fs.delete_dir(self.scratch)

@@ -2,8 +2,9 @@
 
 float32 [1 + N, V], a row per row of the table of items or users (of a table with `valid_from`, per version), the
 declared vectors of the table side by side; row 0 is that of unknown ones, and NaN as every missing vector is. Requests
-name a candidate's rows in their columns `item_row` and `user_row`. Not with each request: ten thousand items of 768
-numbers are 30 MB, and of a million candidates the same vectors would be 3 GB.
+name a candidate's rows in their columns `item_row` and `user_row`, and the catalogue (`data.catalogue`) those of all
+items. Not with each request: ten thousand items of 768 numbers are 30 MB, and of a million candidates the same vectors
+would be 3 GB.
 """
 
 import io

@@ -10,6 +10,7 @@ from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.fitting.collect import collect
 from mtrec_ray.data.fitting.delays import delay_entry
 from mtrec_ray.data.fitting.fit import fit
+from mtrec_ray.data.fitting.gathered import Gathered
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.data.preparing.parallel import serial_tasks
@@ -170,7 +171,7 @@ def test_delays_are_fitted_on_rows_whose_window_was_over():
     run = shown("negative")
     rows = [row(i, 2 * i, 1, 2 * i + i % 10) for i in range(40)] + [row(50, 97, 1, 98), row(51, 30)]
     bucket = built(run, rows)
-    found = fit([collect(bucket, run, Tables(None, None), 10)], run, Tables(None, None), False).tasks[0].delays
+    found = fit(Gathered.of([collect(bucket, run, Tables(None, None), 10)]), run, Tables(None, None)).tasks[0].delays
     assert found.window == 10
     assert found.mean == pytest.approx((4 * sum(range(10)) + 1) / 41)
     np.testing.assert_allclose(found.quantiles, np.quantile(list(range(10)) * 4, np.arange(101) / 100))

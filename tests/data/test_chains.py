@@ -3,6 +3,7 @@ import pytest
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.fitting.collect import collect
 from mtrec_ray.data.fitting.fit import fit
+from mtrec_ray.data.fitting.gathered import Gathered
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.errors import DataError
 from tests.data.by_hand import bucket, config
@@ -19,7 +20,7 @@ def fitted(pairs, **settings):
         for n, (click, buy) in enumerate(pairs)
     ]
     parts = [collect(bucket(run, rows[b::2]), run, NO_TABLES, 10**6) for b in range(2)]
-    return fit(parts, run, NO_TABLES, False).tasks
+    return fit(Gathered.of(parts), run, NO_TABLES).tasks
 
 
 def test_the_parents_mean_is_of_the_rows_on_which_both_labels_are_observed():

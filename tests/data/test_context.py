@@ -12,9 +12,9 @@ import pytest
 from mtrec_ray.config import Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.features.attributes import read_tables
-from mtrec_ray.data.fitting.texts import shortened
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
 from mtrec_ray.data.fitting.tokenizer import make_tokenizer
-from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.manifest import FORMAT, Manifest
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.parallel import serial_tasks
 from mtrec_ray.data.reading.events import ROW_BITS
@@ -282,7 +282,7 @@ def test_a_query_cut_within_a_character_ends_before_it(items: dict[str, str]) ->
     assert tokenizer is not None
     size = len(tokenizer("日", add_special_tokens=False)["input_ids"])
     assert size == 4  # a space before it, and three bytes
-    assert shortened(["日本語", "日"], tokenizer, size + 2)[0] == ["日", "日"]
+    assert TextEncoder(tokenizer).shortened(["日本語", "日"], size + 2)[0] == ["日", "日"]
 
 
 def test_the_tokenizer_learns_the_queries_of_train_rows(items: dict[str, str]) -> None:
@@ -299,5 +299,5 @@ def test_a_folder_of_another_version_is_refused_by_its_format() -> None:
     older = {**json.loads(manifest.to_json()), "format": 2}
     del older["context"]
     Path(path, "manifest.json").write_text(json.dumps(older))
-    with pytest.raises(DataError, match=r"context field required.*expected format 4.*mtrec prepare"):
+    with pytest.raises(DataError, match=rf"context field required.*expected format {FORMAT}.*mtrec prepare"):
         load_manifest(path)

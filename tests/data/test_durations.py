@@ -5,6 +5,7 @@ from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.fitting import durations
 from mtrec_ray.data.fitting.collect import collect
 from mtrec_ray.data.fitting.fit import fit
+from mtrec_ray.data.fitting.gathered import Gathered
 from mtrec_ray.data.preparing.fingerprint import settings
 from mtrec_ray.data.requests.splits import Key, TimeSplit
 from mtrec_ray.errors import ConfigError
@@ -31,7 +32,8 @@ def row(number, length, watched):
 
 def fitted(rows, run, buckets=1):
     parts = [[row for row in rows if int(row["user"]) % buckets == b] for b in range(buckets)]
-    return fit([collect(bucket(run, part), run, NO_TABLES, 10**6) for part in parts], run, NO_TABLES, False).tasks[0]
+    collected = [collect(bucket(run, part), run, NO_TABLES, 10**6) for part in parts]
+    return fit(Gathered.of(collected), run, NO_TABLES).tasks[0]
 
 
 ROWS = [row(1, 10, 5), row(2, 10, 30), row(3, 20, 20), row(4, 20, 0), row(5, 40, 10)]
@@ -86,7 +88,7 @@ def test_of_a_large_log_a_sample_drawn_by_row_is_kept(monkeypatch):
 def test_rows_that_are_not_train_change_nothing():
     split = TimeSplit(Key(4 * SECOND), Key(10**18))
     run = run_of()
-    found = fit([collect(bucket(run, ROWS, split), run, NO_TABLES, 10**6)], run, NO_TABLES, False).tasks[0]
+    found = fit(Gathered.of([collect(bucket(run, ROWS, split), run, NO_TABLES, 10**6)]), run, NO_TABLES).tasks[0]
     assert found.durations == fitted(ROWS[:3], run).durations
 
 

@@ -1,14 +1,17 @@
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mtrec_ray.data.features.attributes import Tables
-from mtrec_ray.data.features.statistics import Interactions, item_factors
+from mtrec_ray.data.features.factors import Interactions, item_factors
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.fitting.collect import collect
 from mtrec_ray.data.fitting.fit import fit
 from mtrec_ray.data.fitting.fitted_files import load_fitted, save_fitted
-from mtrec_ray.data.fitting.tally import Tally, Vocabulary, earliest, in_order, merge
+from mtrec_ray.data.fitting.gathered import Gathered
+from mtrec_ray.data.fitting.tally import Tally, Total, Vocabulary, earliest, merge
 from mtrec_ray.data.requests.ids import fold_of
 from mtrec_ray.data.requests.rows import NEVER
 from mtrec_ray.data.requests.splits import Key, TimeSplit
@@ -39,9 +42,9 @@ RUN = config(data__categories=["place"], data__numbers=["price"])
 LOG = log()
 
 
-def fitted(parts, run=RUN, most=10**6, with_factors=True):
+def fitted(parts, run=RUN, most=10**6):
     collected = [collect(bucket(run, part, UNTIL), run, NO_TABLES, most) for part in parts]
-    return fit(collected, run, NO_TABLES, with_factors)
+    return fit(Gathered.of(collected), run, NO_TABLES)
 
 
 def same(left, right):
@@ -123,8 +126,12 @@ def test_ids_stand_in_the_order_in_which_they_had_rows_enough():
     assert vocabulary.known == 4
     parts = [(["a", "b"], earliest(np.array([0, 1, 0]), np.array([5, 2, 8]), 2, 2)), (["b"], np.array([[1, NEVER]]))]
     assert parts[0][1].tolist() == [[5, 8], [2, NEVER]]
-    ordered = in_order(Tally(["a", "b"], np.array([[2.0], [2.0]])), parts)
-    assert ordered.keys == ["b", "a"]  # known at 2, and at 8
+    total = Total()
+    for keys, times in parts:
+        total.add(Tally(keys, np.ones((len(keys), 1))), times)
+    assert total.by_time().keys == ["b", "a"]  # known at 2, and at 8
+    assert total.by_count().keys == ["b", "a"]
+    assert total.by_time().rows().tolist() == [2, 1]
 
 
 def test_base_rates_deviations_and_class_shares_are_of_the_train_labels():
@@ -155,11 +162,11 @@ def test_moments_of_the_logarithm_are_of_numbers_above_minus_one():
     run = config(tasks={"spent": {"kind": "regression", "label": "spent"}, "like": {"label": "like"}})
     rows = [{"user": "1", "item": str(n), "time": n, "spent": spent, "like": 1} for n, spent in enumerate([0, 3, None])]
     late = {"user": "1", "item": "9", "time": 70, "spent": 1000, "like": 1}
-    spent, like = fitted([[*rows, late]], run, with_factors=False).tasks
+    spent, like = fitted([[*rows, late]], run).tasks
     assert (spent.log_mean, spent.log_std) == pytest.approx((np.log(4) / 2, np.log(4) / 2))
     assert (like.log_mean, like.log_std) == (None, None)
-    assert fitted([[*rows, {**late, "time": 5, "spent": -1}]], run, with_factors=False).tasks[0].log_mean is None
-    assert fitted([[*rows, {**late, "spent": -1}]], run, with_factors=False).tasks[0].log_mean is not None  # not train
+    assert fitted([[*rows, {**late, "time": 5, "spent": -1}]], run).tasks[0].log_mean is None
+    assert fitted([[*rows, {**late, "spent": -1}]], run).tasks[0].log_mean is not None  # not train
 
 
 def test_a_task_without_train_labels_is_refused_with_its_name_and_the_remedy():
@@ -176,9 +183,50 @@ def test_no_train_rows_are_refused():
 def test_only_users_drawn_by_hash_enter_the_factors_of_a_large_log():
     kept = collect(bucket(RUN, LOG, UNTIL), RUN, NO_TABLES, 40).interactions
     whole = collect(bucket(RUN, LOG, UNTIL), RUN, NO_TABLES, 10**6).interactions
-    assert 0 < len(kept["user"]) <= 40 < len(whole["user"])
-    for user in set(kept["user"].tolist()):
-        assert (kept["user"] == user).sum() == (whole["user"] == user).sum()
+    assert 0 < len(kept.user) <= 40 < len(whole.user)
+    for user in set(kept.user.tolist()):
+        assert (kept.user == user).sum() == (whole.user == user).sum()
+
+
+@pytest.mark.parametrize(("aggregates", "needed"), [(["user", "item"], False), (["user ~ item"], True)])
+def test_rows_are_kept_only_for_aggregates_that_are_fitted_on_them(aggregates, needed):
+    run = config(data__categories=["place"], features__aggregates=aggregates)
+    collected = collect(bucket(run, LOG, UNTIL), run, NO_TABLES, 10**6)
+    assert (collected.interactions is not None) == needed
+    factors = fit(Gathered.of([collected]), run, NO_TABLES).statistics[-1].factors
+    assert factors["like"].any() == needed
+
+
+def test_a_taste_needs_the_rows_without_factors_of_items():
+    run = config(data__categories=["place"], features__aggregates=["taste place"])
+    collected = collect(bucket(run, LOG, UNTIL), run, NO_TABLES, 10**6)
+    assert list(collected.interactions.cells) == ["place"]
+    assert not fit(Gathered.of([collected]), run, NO_TABLES).statistics[-1].factors["like"].any()
+
+
+def test_the_rows_of_all_buckets_come_in_one_order_with_the_rows_of_their_items():
+    parts = [[row for row in LOG if int(row["user"]) % 3 == b] for b in range(3)]
+    found = []
+    for dealt in (parts, parts[::-1], [LOG]):
+        gathered = Gathered.of(collect(bucket(RUN, part, UNTIL), RUN, NO_TABLES, 10**6) for part in dealt)
+        found.append(gathered.interactions(Vocabulary.of(gathered.items.by_time(), 1), {}, {}))
+    items = [row["item"] for row in LOG if row["time"] < 60]
+    vocabulary = Vocabulary.of(gathered.items.by_time(), 1)
+    assert sorted(found[0].item) == sorted(vocabulary.rank(items))
+    for other in found[1:]:
+        for name in ("user", "item", "fold", "values"):
+            np.testing.assert_array_equal(getattr(found[0], name), getattr(other, name))
+
+
+def test_what_is_gathered_grows_with_the_keys_and_not_with_the_parts():
+    run = config(features__aggregates=[])
+    part = collect(bucket(run, LOG, UNTIL), run, NO_TABLES, 10**6)
+    gathered = Gathered.of([part, part])
+    size = len(pickle.dumps(gathered))
+    for _ in range(20):
+        gathered.add(part)
+    assert len(pickle.dumps(gathered)) - size <= 20 * len(pickle.dumps(part.moments))
+    assert gathered.items.by_count().rows().sum() == 22 * part.items.rows().sum()
 
 
 def test_factors_bring_together_items_that_the_same_users_saw():

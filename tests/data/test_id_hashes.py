@@ -13,10 +13,11 @@ import torch
 from mtrec_ray.config import Features, Run
 from mtrec_ray.data.batch import Batch
 from mtrec_ray.data.fitting.fitted_files import id_collisions
-from mtrec_ray.data.id_hashes import collision_notes, collisions, hash_ids, hashed_rows, table_collisions
+from mtrec_ray.data.id_hashes import collision_notes, collisions, hashed_rows, table_collisions
 from mtrec_ray.data.prepare import Prepared, prepare
 from mtrec_ray.data.preparing.fingerprint import fingerprint
 from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.requests.ids import hash_ids
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.errors import ConfigError
 from tests.batches import make_run

@@ -37,18 +37,23 @@ def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(name: str, seed: int, day: int, rows: int = 14) -> None:
+def write(name: str, seed: int, day: int, rows: int = 14, items: int = ITEMS) -> None:
     """A file of the log, or of feedback of any day up to this one."""
     rng = np.random.default_rng([seed, day])
     header, lines = (LOG, []) if name.startswith("log/") else (ACTS, [])
     for _ in range(rows):
-        user, item, second = rng.integers(USERS), rng.integers(ITEMS), int(rng.integers(DAY))
+        user, item, second = rng.integers(USERS), rng.integers(items), int(rng.integers(DAY))
         time = START + second + DAY * (day if header is LOG else int(rng.integers(day + 1)))
         more = f"s{rng.integers(30)},{rng.integers(2)}" if header is LOG else "LIKE"
         lines.append(f"{user},{item},{time},{more}\n")
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(header + "".join(lines))
+
+
+def write_table(items: int) -> None:
+    """The last item first, so that each new one moves the others."""
+    Path("items.csv").write_text("id,genre\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in reversed(range(items))))
 
 
 def run_of(prepared: str = "prepared", **parts: Any) -> Run:
@@ -80,6 +85,12 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
         "data__period": "1d",
         "split": {"fit_until": START + 2 * DAY, "train_until": START + 4 * DAY, "valid_until": START + 5 * DAY},
         "features__aggregates": ["user", "item", "running item"],
+    },
+    "catalogue": lambda: {
+        **VARIANTS["fixed"](),
+        "tasks": {"next": {"kind": "retrieval", "label": "like", "feedback_delay": 0}},
+        "data__items": {"path": "items.csv", "key": "id", "categories": ["genre"]},
+        "features__aggregates": [],
     },
     "feedback": lambda: of_feedback(data__period="2d"),
     "users": lambda: {"split": {"by": "user"}, "data__columns__request": "shown", "data__max_user_events": 12},
@@ -146,10 +157,12 @@ def entries(prepared: Prepared) -> dict[tuple[str, int, int], str]:
 def test_any_schedule_of_deliveries_gives_what_a_full_run_gives(
     tmp_path: Path, data: st.DataObject, variant: str
 ) -> None:
-    """Days come in any order and in parts; files are written again with other rows, or once more under another name."""
+    """Days come in any order and in parts, with new items; files are written again with other rows, or once more under
+    another name."""
     for name in ("log", "acts", "prepared", "full"):
         shutil.rmtree(name, ignore_errors=True)
     parts = VARIANTS[variant]()
+    write_table(ITEMS)
     for day in (0, 3, 5):  # something in each split
         write(f"log/dt={day}/a.csv", 1, day)
         write(f"acts/dt={day}/a.csv", 2, day)
@@ -164,7 +177,8 @@ def test_any_schedule_of_deliveries_gives_what_a_full_run_gives(
                 max_size=3,
             )
         ):
-            write(f"{kind}/dt={day}/{part}.csv", seed, day, rows=8)
+            write(f"{kind}/dt={day}/{part}.csv", seed, day, rows=8, items=ITEMS + seed)
+        write_table(ITEMS + data.draw(st.integers(0, 4)))
         prepared = prepare(run_of(**parts), serial_tasks)
         assert_as_at_once(prepared, run_of(**parts))
 
@@ -228,13 +242,21 @@ def test_after_a_real_kill_the_rest_is_done(monkeypatch: pytest.MonkeyPatch) -> 
     assert prune("prepared")[0] == 0
 
 
-def test_new_days_add_shards_and_leave_those_of_the_others(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.mark.parametrize("variant", ["fixed", "catalogue"])
+def test_new_days_add_shards_and_leave_those_of_the_others(
+    variant: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The new day has a new item, which comes before all others in the catalogue and in the table of items."""
+    write_table(ITEMS)
     for day in range(DAYS - 1):
         write(f"log/dt={day}/a.csv", 1, day)
-    parts = VARIANTS["fixed"]()
+    parts = VARIANTS[variant]()
     first = prepare(run_of(**parts), serial_tasks)
     stamps = {path: (os.stat(path).st_mtime_ns, path.read_bytes()) for path in Path("prepared/pieces/shards").iterdir()}
     write(f"log/dt={DAYS - 1}/a.csv", 1, DAYS - 1)
+    with open(f"log/dt={DAYS - 1}/a.csv", "a") as log:
+        log.write(f"0,-1,{START + DAY * (DAYS - 1)},s1,1\n")
+    Path("items.csv").write_text(Path("items.csv").read_text().replace("genre\n", "genre\n-1,b\n"))
     capsys.readouterr()
     with watched(monkeypatch) as made:
         second = prepare(run_of(**parts), serial_tasks)

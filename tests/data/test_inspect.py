@@ -15,6 +15,7 @@ from mtrec_ray.data.sample import write_sample
 from mtrec_ray.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+START = 1_600_000_000
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data with real logs")
 
 
@@ -125,6 +126,55 @@ def test_json_lines_and_named_tables(tmp_path: Path) -> None:
     assert run.data.users.numbers == [Number(column="age")]
 
 
+@pytest.mark.parametrize("by_id", [True, False])
+def test_feedback_in_files_of_its_own(tmp_path: Path, by_id: bool) -> None:
+    log = write_csv(
+        tmp_path / "log.csv",
+        "impression_id,user_id,item_id,time",
+        *(f"{i},u{i % 3},i{i % 2},{START + i}" for i in range(9)),
+    )
+    key = "impression_id" if by_id else "item_id"
+    rows = ["i0,u0,1600000100000,click,", "i1,u1,1600000100000,click,", "i0,u0,1600000200000,dwell,3.5"]
+    rows = [row.replace("i", "", 1) for row in rows] if by_id else rows
+    feedback = write_csv(tmp_path / "feedback.csv", f"{key},userId,time,event,value", *rows)
+    run, notes = propose(log, feedback=str(feedback))
+    (part,) = run.data.feedback
+    assert (part.by, part.event, part.user, part.time_unit) == (
+        "impression" if by_id else "user+item",
+        "event",
+        "userId",
+        "ms",
+    )
+    assert run.data.columns.impression == ("impression_id" if by_id else None)
+    assert run.data.columns.request == (None if by_id else "impression_id")
+    assert (run.tasks["click"].event, run.tasks["click"].value) == ("click", None)
+    assert (run.tasks["dwell"].kind, run.tasks["dwell"].event, run.tasks["dwell"].value) == (
+        "regression",
+        "dwell",
+        "value",
+    )
+    assert any("their types in 'event' are ['click', 'dwell']" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "item_id,time,event",
+            r"no column of .*fb\.csv.* is called as the log's user, 'user_id'.*by hand, with `user`",
+        ),
+        ("user_id,time,event", r"is called as the log's item, 'item_id'"),
+        ("user_id,item_id,time", r"says of what type each row is\. Call it 'event'"),
+    ],
+)
+def test_feedback_that_cannot_be_understood_is_refused(tmp_path: Path, header: str, message: str) -> None:
+    log = write_csv(tmp_path / "log.csv", "user_id,item_id,time", f"1,2,{START}", f"1,3,{START}")
+    cells = {"user_id": "1", "item_id": "2", "time": str(START), "event": "click"}
+    feedback = write_csv(tmp_path / "fb.csv", header, ",".join(cells[name] for name in header.split(",")))
+    with pytest.raises(DataError, match=r"^data\.feedback\[0\]\.logs: .*" + message):
+        propose_config([str(log)], feedback=str(feedback))
+
+
 def test_columns_that_are_no_feedback_are_not_made_tasks(tmp_path: Path) -> None:
     header = "user_id,item_id,time,is_active,click,long name like"
     run, _ = propose(
@@ -142,7 +192,7 @@ def test_columns_that_are_no_feedback_are_not_made_tasks(tmp_path: Path) -> None
         ("item_id,time,click", r"No column looks like the user .*Rename it to 'user_id'.*add one that says whose row"),
         ("user_id,time,click", r"No column looks like the item "),
         ("user_id,item_id,click", r"No column looks like the time .*add the time of each row"),
-        ("user_id,item_id,time", r"No column looks like a label .*Write `tasks`"),
+        ("user_id,item_id,time", r"No column looks like a label .*Write `tasks`.*`mtrec init LOGS --feedback"),
     ],
 )
 def test_what_cannot_be_found_is_refused_with_the_remedy(tmp_path: Path, header: str, message: str) -> None:

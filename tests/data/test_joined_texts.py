@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mtrec_ray.data.fitting import joined_texts
-from mtrec_ray.data.fitting.joined_texts import cuts_at_spaces, encode_joined
-from mtrec_ray.data.fitting.texts import encode_texts
+from mtrec_ray.data.fitting.joined_texts import encode_joined
+from mtrec_ray.data.fitting.text_encoder import TextEncoder, cuts_at_spaces
 from mtrec_ray.model.nano import train_tokenizer
 
 TEXTS = ["like blue whale", "no like red fox", "dwell 3.25 it's a whale of 2 tales", "日本語 über", "rating 4.5  two"]
 TOKENIZER = train_tokenizer(TEXTS * 20, 400)
+ENCODER = TextEncoder(TOKENIZER)
 PIECES = [*"ab 1.9'st-!\n\t日é\u0301\u00a0\u3000", "like", "dwell 3.25", "blue whale", "'s", "<eos>", "<pad> x", "  "]
 PARTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
@@ -26,7 +26,7 @@ def whole(head: str, tail: str, limit: int) -> tuple[list[int], bool]:
 @given(st.lists(PARTS, min_size=1, max_size=5), st.lists(PARTS, min_size=1, max_size=5), st.integers(1, 12))
 def test_parts_give_the_tokens_of_the_whole(heads: list[str], tails: list[str], limit: int) -> None:
     head, tail = (places.ravel() for places in np.indices((len(heads), len(tails))))
-    tokens, cut = encode_joined(heads, tails, head, tail, TOKENIZER, limit)
+    tokens, cut = encode_joined(heads, tails, head, tail, ENCODER, limit)
     expected = [whole(heads[h], tails[t], limit) for h, t in zip(head, tail, strict=True)]
     assert [part.tolist() for part in np.split(tokens.values, tokens.offsets[1:-1])] == [ids for ids, _ in expected]
     assert cut.tolist() == [was_cut for _, was_cut in expected]
@@ -35,14 +35,15 @@ def test_parts_give_the_tokens_of_the_whole(heads: list[str], tails: list[str], 
 def test_each_part_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def counted(texts: list[str], *rest: object) -> object:
+    def counted(self: TextEncoder, texts: list[str]) -> object:
         asked.extend(texts)
-        return encode_texts(texts, *rest)  # type: ignore[arg-type]
+        return encoded(self, texts)
 
-    monkeypatch.setattr(joined_texts, "encode_texts", counted)
+    encoded = TextEncoder._encoded
+    monkeypatch.setattr(TextEncoder, "_encoded", counted)
     heads, tails = [f"dwell {n}" for n in range(30)], [f"item {n}" for n in range(20)]
     head, tail = (places.ravel() for places in np.indices((30, 20)))
-    encode_joined(heads, tails, head, tail, TOKENIZER, 20)
+    encode_joined(heads, tails, head, tail, TextEncoder(TOKENIZER), 20)
     assert sorted(asked) == sorted(heads + tails)
 
 
@@ -59,6 +60,6 @@ def test_other_tokenizers_encode_whole_texts(setting: str) -> None:
     assert not cuts_at_spaces(other)
     heads, tails = ["dwell 3", ""], ["blue whale", ""]
     head, tail = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    tokens, _ = encode_joined(heads, tails, head, tail, other, 20)
+    tokens, _ = encode_joined(heads, tails, head, tail, TextEncoder(other), 20)
     expected = other(["dwell 3 blue whale", "dwell 3", "blue whale", ""], add_special_tokens=False)["input_ids"]
     assert [part.tolist() for part in np.split(tokens.values, tokens.offsets[1:-1])] == expected

@@ -13,6 +13,8 @@ from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.item_past import answered
 from mtrec_ray.data.fitting.collect import collect
 from mtrec_ray.data.fitting.fit import fit
+from mtrec_ray.data.fitting.gathered import Gathered
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
 from mtrec_ray.data.fitting.tokenizer import make_tokenizer
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
@@ -67,7 +69,7 @@ def behaviour(user, time):
 
 
 def world(run):
-    """What was fitted, and a tokenizer, from other users; the same for all that is compared."""
+    """What was fitted, and an encoder of texts, from other users; the same for all that is compared."""
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -86,8 +88,8 @@ def world(run):
         if row["event"] == "VIEW" and run is BEHAVIOURS:
             del row["like"]
     collected = collect(bucket(run, rows, NOBODY_VALID), run, TABLES, 10**6)
-    fitted = fit([collected], run, TABLES, with_factors=True)
-    return fitted, make_tokenizer(run, TABLES, collected.event_items, collected.words)
+    fitted = fit(Gathered.of([collected]), run, TABLES)
+    return fitted, TextEncoder(make_tokenizer(run, TABLES, collected.event_items, collected.words))
 
 
 WORLDS = {"impressions": (IMPRESSIONS, world(IMPRESSIONS)), "behaviours": (BEHAVIOURS, world(BEHAVIOURS))}
@@ -95,9 +97,9 @@ WORLDS = {"impressions": (IMPRESSIONS, world(IMPRESSIONS)), "behaviours": (BEHAV
 
 def views(run, rows, fixed, boundaries=NOBODY_VALID):
     """What the model is given for each candidate, without its labels: row id -> everything it can reach."""
-    fitted, tokenizer = fixed
+    fitted, encoder = fixed
     built = bucket(run, rows, boundaries)
-    encoded = encode(built, run, TABLES, fitted, tokenizer, shared_end=False, item_past=answered(built, run))
+    encoded = encode(built, run, TABLES, fitted, encoder, shared_end=False, item_past=answered(built, run))
     found = {}
     for table in encoded.requests.values():
         for request in table.to_pylist():
@@ -289,7 +291,7 @@ def test_a_train_row_is_given_no_statistics_that_its_own_label_entered():
 
     def numbers(rows, boundaries):
         built = bucket(run, rows, boundaries)
-        fitted = fit([collect(built, run, TABLES, 10**6)], run, TABLES, with_factors=True)
+        fitted = fit(Gathered.of([collect(built, run, TABLES, 10**6)]), run, TABLES)
         past = answered(built, run)
         tables = encode(built, run, TABLES, fitted, None, shared_end=False, item_past=past).requests.values()
         found = {}

@@ -112,6 +112,11 @@ def test_escaped_values_and_null_partitions(tmp_path: Path) -> None:
     [
         ({"dt": {"first": "20260130"}}, DataError, r"folder 'dt=2026-01-29' cannot be compared with '20260130'"),
         ({"dt": {"first": "2027-01-01"}}, DataError, r"no file at .* in the partitions dt from 2027-01-01\."),
+        (
+            {"dt": {"first": "2027-01-01"}},
+            DataError,
+            r"Outside of them lies dt=2026-01-29 to dt=2026-0.*change data\.p",
+        ),
         ({"day": {}}, DataError, r"data\.partitions\.day: .* lies in no folder 'day=\.\.\.'"),
         ({"hr": {"first": 9, "last": 10}}, DataError, r"in the partitions hr from 9 to 10"),
         ({"hr": {"first": 10, "last": 9}}, ConfigError, r"data\.partitions\.hr: first '10' lies after last '9'"),

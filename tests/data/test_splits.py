@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.config import Split
+from mtrec_ray.data.preparing.notes import boundary_notes
 from mtrec_ray.data.reading.logs import find_files, read_events
 from mtrec_ray.data.requests.bucket import IdOrder, build_bucket, candidate_keys
 from mtrec_ray.data.requests.requests import find_candidates
@@ -88,12 +91,30 @@ def test_explicit_boundaries_are_in_the_logs_unit_or_dates():
             {"train_until": "soon", "valid_until": "later"},
             "split.train_until: 'soon' is neither a number nor an ISO date",
         ),
-        ({"train_until": 5, "valid_until": 4}, r"split.valid_until 4(.0)? lies before split.train_until 5"),
+        (
+            {"train_until": 5, "valid_until": 4},
+            r"split.valid_until 4(.0)? lies before split.train_until 5.*the later time",
+        ),
     ],
 )
 def test_wrong_boundaries_are_refused(split, message):
     with pytest.raises(ConfigError, match=message):
         explicit_boundaries(config(split=split))
+
+
+def test_boundaries_outside_of_the_log_are_told():
+    hours = Counter({10: 3, 12: 1})  # 1970-01-01, from 10 to 13 o'clock
+    run = config(split={"train_until": 11 * 3600, "valid_until": "1970-01-02"})
+    boundaries = explicit_boundaries(run)
+    assert boundary_notes(boundaries, hours, run) == [
+        "split.valid_until 1970-01-02 lies outside of the log, whose candidates are from 1970-01-01 10:00 to "
+        "1970-01-01 13:00 UTC"
+    ]
+    assert boundary_notes(boundaries, Counter({10: 3, 23: 1}), run)[0].startswith("split.valid_until"), (
+        "ends with the log"
+    )
+    assert boundary_notes(boundaries, Counter({10: 3, 24: 1}), run) == []
+    assert boundary_notes(boundaries, Counter(), run) == []
 
 
 def sorted_boundaries(table, run, ids):

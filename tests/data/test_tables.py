@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.config import Table
+from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.preparing.notes import table_notes
 from mtrec_ray.data.reading.tables import EntityTable, read_entities
 from mtrec_ray.errors import ConfigError, DataError, UserError
 
@@ -86,6 +89,12 @@ def test_the_first_of_several_rows_with_one_key_counts(tmp_path: Path) -> None:
     assert table.keys.to_pylist() == ["1", "2"]
     assert table.text == ["a", "b"]
     assert (table.duplicates, table.rows_read) == (1, 4), "the identical repetition does not count"
+    (note,) = table_notes(Tables(items=None, users=table))
+    assert note.startswith(
+        "data.users: 1 row(s) have the key of an earlier row and other content; the earlier one counts."
+    )
+    assert note.endswith("name its column in data.users.valid_from")
+    assert table_notes(Tables(items=replace(table, duplicates=0), users=None)) == []
 
 
 def test_bad_rows_are_left_out_and_listed(tmp_path: Path) -> None:
@@ -132,5 +141,13 @@ def test_absent_broken_and_empty_tables_are_named(tmp_path: Path) -> None:
     (tmp_path / "items.parquet").write_text("id\n1\n")
     with pytest.raises(DataError, match=r"items\.parquet' .* is not a complete Parquet file"):
         read(tmp_path / "items.parquet")
-    with pytest.raises(DataError, match=r"data\.items\.path: no rows with a key in 1 file"):
+    with pytest.raises(DataError, match=r"data\.items\.path: no row in 1 file"):
         read(write(tmp_path, "csv", {name: [] for name in ITEMS}))
+
+
+def test_a_table_of_which_no_row_can_be_used_says_why(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("id,since\n1,1704067200\n2,1704067201\n")
+    read(tmp_path / "items.csv", text=None, categories=[], numbers=[], valid_from="since")
+    why = r"none of 2 row\(s\) in 1 file\(s\) .* row 1 of '.*items\.csv': column 'since' is not a time in unit 'ms'"
+    with pytest.raises(DataError, match=why):
+        read_entities(Table(path=str(tmp_path / "items.csv"), key="id", valid_from="since"), unit="ms")

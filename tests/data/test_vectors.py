@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.config import Augment, Run, Table
+from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.inspection.inspect import propose_config
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
@@ -149,7 +150,8 @@ def run_of(**parts: Any) -> Run:
 
 def collated(prepared: Prepared) -> dict[tuple[str, str, int], list[float]]:
     """(user, item, seconds) -> what the model is given."""
-    collate = Collator(prepared.manifest, stored=load_vectors(prepared.path, prepared.manifest))
+    stored = load_vectors(prepared.path, prepared.manifest)
+    collate = Collator(prepared.manifest, True, stored, load_catalogue(prepared.path, prepared.manifest))
     found = {}
     for shards in prepared.manifest.shards.values():
         for shard in shards:
@@ -254,7 +256,7 @@ def test_a_damaged_file_of_vectors_is_refused() -> None:
         (
             {"tasks": {"like": {"kind": "retrieval", "label": "like"}}},
             ConfigError,
-            "'audio' is declared in `vectors`, which tasks of kind interest_match and retrieval do not read",
+            "data.vectors: 'audio' is a vector of each row of the log, which tasks of kind interest_match",
         ),
     ],
 )
@@ -265,6 +267,14 @@ def test_vectors_that_nothing_could_read_are_refused(
     with pytest.raises(error) as found:
         prepare(run_of(**parts), serial_tasks)
     assert message in str(found.value)
+
+
+def test_where_all_tasks_match_vectors_of_items_and_users_are_prepared() -> None:
+    log([(u, 7 + t % 3, t, vector(u, t, 0.5, 1)) for u in range(4) for t in range(9)])
+    matching = {"like": {"kind": "retrieval", "label": "like", "feedback_delay": 0}}
+    prepared = prepare(run_of(data__vectors=[], tasks=matching), serial_tasks)
+    assert [(v.name, v.scope) for v in prepared.manifest.vectors] == [("image", "item"), ("graph", "user")]
+    assert all(len(row) == 9 for row in collated(prepared).values())
 
 
 def test_init_proposes_columns_of_embeddings() -> None:

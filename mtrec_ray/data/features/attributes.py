@@ -101,14 +101,16 @@ def vector_columns(run: Run) -> list[tuple[Scope, Vector]]:
     """Log, item, user ones.
 
     Raises:
-        ConfigError: two share a name, or no task of the run reads side features.
+        ConfigError: two share a name, or no task of the run reads the log's own.
     """
     columns = [(scope, v) for scope, part in _parts(run) for v in part.vectors]
     _refuse_repeats([v.column for _, v in columns], "vectors")
-    if columns and all(task.kind in MATCHING for task in run.tasks.values()):
+    if run.data.vectors and all(task.kind in MATCHING for task in run.tasks.values()):
         raise ConfigError(
-            f"data: '{columns[0][1].column}' is declared in `vectors`, which tasks of kind {' and '.join(MATCHING)} do "
-            "not read, and there is no other; leave the vectors out, or add a task."
+            f"data.vectors: '{run.data.vectors[0].column}' is a vector of each row of the log, which tasks of kind "
+            f"{' and '.join(MATCHING)} do not read, for it may be of the item that the user is yet to be matched with, "
+            "and there is no other task; declare it of items or users (data.items.vectors, data.users.vectors), or "
+            "leave it out."
         )
     return columns
 

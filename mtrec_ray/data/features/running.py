@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.signal import lfilter
 
 from mtrec_ray.data.features.signals import Signal
 from mtrec_ray.data.features.statistics import PRIOR_WEIGHT, Statistics
@@ -110,6 +109,8 @@ def running_features(
 
 def _fading(residual: Array, weight: Array, half_life: int, end: Array, base: Array) -> Array:
     """float64 [C, S] mean residual with weights that halve every `half_life` events."""
+    from scipy.signal import lfilter  # loads for most of a second, which tasks without running features need not wait
+
     decay = [1.0, -(2.0 ** (-1 / half_life))]
     total, count = (
         np.concatenate([np.zeros((1, a.shape[1])), lfilter([1.0], decay, a, axis=0) if len(a) else a])

@@ -11,7 +11,7 @@ from mtrec_ray.data.features.attributes import Tables, category_columns, number_
 from mtrec_ray.data.features.moments import TIME_FEATURES, published_of, time_features, zones_of
 from mtrec_ray.data.features.running import Asked, Past
 from mtrec_ray.data.features.signals import Signal, event_signals, signals
-from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.fitted import Fitted
 from mtrec_ray.data.requests.bucket import Bucket, lag_us
 from mtrec_ray.data.requests.ids import fold_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.features.aggregates import declared
+from mtrec_ray.data.features.aggregates import asks_factors, declared
 from mtrec_ray.data.features.attributes import (
     Cells,
     Tables,
@@ -32,22 +32,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Collected:
-    """What one bucket adds. S signals, T tasks, K folds."""
+class Moments:
+    """The small sums of one bucket, of labels and numbers. T tasks."""
 
-    users: Tally
-    """[., 1] train rows"""
-    items: Tally
-    """[., K, 1 + 3S] train rows; labels, their sum and sum of squares per signal"""
-    user_times: Array
-    """int64, of each key of `users` its first `features.min_count` train rows; `item_times` likewise"""
-    item_times: Array
-    categories: dict[str, Tally]
-    """[., K, 1 + 2S]"""
-    domains: Tally
-    """[., 1] train rows"""
-    policies: Tally
-    """[., 1]"""
     widths: dict[str, int]
     """Most values in one cell of a train row"""
     numbers: dict[str, Array]
@@ -68,6 +55,45 @@ class Collected:
     """int64 [3, T] observed labels per split"""
     positives: Array
     """int64 [3, T]"""
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """N train rows of one bucket, from which factors of items and tastes are fitted; S signals."""
+
+    user: Array
+    """int64 [N] hash of the user"""
+    row_id: Array
+    """int64 [N]"""
+    items: list[str]
+    item: Array
+    """int32 [N] which of these"""
+    fold: Array
+    """int32 [N] of the user"""
+    values: Array
+    """float32 [N, S], NaN = not observed"""
+    cells: dict[str, Cells]
+    """Of the categories with a `taste`"""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one bucket adds. S signals, T tasks, K folds."""
+
+    users: Tally
+    """[., 1] train rows"""
+    items: Tally
+    """[., K, 1 + 3S] train rows; labels, their sum and sum of squares per signal"""
+    user_times: Array
+    """int64, of each key of `users` its first `features.min_count` train rows; `item_times` likewise"""
+    item_times: Array
+    categories: dict[str, Tally]
+    """[., K, 1 + 2S]"""
+    domains: Tally
+    """[., 1] train rows"""
+    policies: Tally
+    """[., 1]"""
+    moments: Moments
     event_items: list[str]
     """Items with an event in the train period"""
     event_versions: Array
@@ -76,7 +102,8 @@ class Collected:
     """Feedback words of the train period"""
     queries: list[str]
     """Distinct ones of the train rows"""
-    interactions: dict[str, Any]
+    interactions: KeptRows | None
+    """None if no aggregate needs them"""
 
 
 def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) -> Collected:
@@ -107,21 +134,23 @@ def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) ->
         categories=categories,
         domains=_text_tally(rows.domain[chosen]),
         policies=_text_tally(rows.policy[chosen]),
-        widths=widths,
-        numbers={n.feature: _moments(read_numbers(s, n, rows, tables)[chosen]) for s, n in number_columns(run)},
-        labels=np.array([_moments(label, weights) for label in bucket.labels[train].T]),
-        log_labels=np.array([_moments(_logs(label), weights) for label in bucket.labels[train].T]),
-        chains=chain_counts(bucket.labels[train], run),
-        watched=watched(bucket, run, tables),
-        delayed=delayed(bucket, run),
-        classes=_class_counts(bucket.labels[train], run, weights),
-        observed=_per_split(~np.isnan(bucket.labels), bucket.split),
-        positives=_per_split(bucket.labels > 0, bucket.split),
+        moments=Moments(
+            widths=widths,
+            numbers={n.feature: _moments(read_numbers(s, n, rows, tables)[chosen]) for s, n in number_columns(run)},
+            labels=np.array([_moments(label, weights) for label in bucket.labels[train].T]),
+            log_labels=np.array([_moments(_logs(label), weights) for label in bucket.labels[train].T]),
+            chains=chain_counts(bucket.labels[train], run),
+            watched=watched(bucket, run, tables),
+            delayed=delayed(bucket, run),
+            classes=_class_counts(bucket.labels[train], run, weights),
+            observed=_per_split(~np.isnan(bucket.labels), bucket.split),
+            positives=_per_split(bucket.labels > 0, bucket.split),
+        ),
         event_items=[rows.items[i] for i in np.unique(rows.item[train_events])],
         event_versions=tables.versions(rows, train_events),
         words=distinct_feedback(bucket.events.feedback[bucket.train_events], run)[0],
         queries=_text_tally(rows.query[chosen]).keys,
-        interactions=_interactions(bucket, values, fold, most_interactions, _taste_cells(rows, run, tables)),
+        interactions=_interactions(bucket, values, fold, most_interactions, run, tables),
     )
 
 
@@ -172,8 +201,11 @@ def _taste_cells(rows: Rows, run: Run, tables: Tables) -> dict[str, Cells]:
     return {c.column: read_cells(scope, c, rows, tables) for scope, c in category_columns(run) if c.column in wanted}
 
 
-def _interactions(bucket: Bucket, values: Array, fold: Array, most: int, cells: dict[str, Cells]) -> dict[str, Any]:
-    """Train rows of users in the order of their hash, as long as they are not too many."""
+def _interactions(bucket: Bucket, values: Array, fold: Array, most: int, run: Run, tables: Tables) -> KeptRows | None:
+    """Train rows of users in the order of their hash, as long as they are not too many; None if no aggregate asks."""
+    cells = _taste_cells(bucket.rows, run, tables)
+    if not cells and not asks_factors(run):
+        return None
     user_hash = np.array([stable_hash(user, "factors") >> 1 for user in bucket.rows.users], dtype=np.int64)
     user = user_hash[bucket.candidates.user[bucket.train]]
     order = np.argsort(user, kind="stable")
@@ -181,15 +213,15 @@ def _interactions(bucket: Bucket, values: Array, fold: Array, most: int, cells: 
     kept = user < limit
     chosen = bucket.candidates.row[bucket.train][kept]
     used, item = np.unique(bucket.rows.item[chosen], return_inverse=True)
-    return {
-        "user": user[kept],
-        "row_id": bucket.rows.row_id[chosen],
-        "items": [bucket.rows.items[i] for i in used],
-        "item": item.ravel(),
-        "fold": fold[kept],
-        "values": values[kept],
-        "cells": {name: Cells(column.values, column.cell[chosen]) for name, column in cells.items()},
-    }
+    return KeptRows(
+        user=user[kept],
+        row_id=bucket.rows.row_id[chosen],
+        items=[bucket.rows.items[i] for i in used],
+        item=item.ravel().astype(np.int32),
+        fold=fold[kept].astype(np.int32),
+        values=values[kept].astype(np.float32),
+        cells={name: Cells(column.values, column.cell[chosen].astype(np.int32)) for name, column in cells.items()},
+    )
 
 
 def _moments(values: Array, weights: Array | None = None) -> Array:

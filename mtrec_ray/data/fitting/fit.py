@@ -1,32 +1,28 @@
 """Everything that is fitted, from the sums of all buckets: the same however the users were dealt to buckets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.features.aggregates import asks_factors
 from mtrec_ray.data.features.attributes import (
     Tables,
     category_columns,
     number_columns,
     table_width,
 )
+from mtrec_ray.data.features.factors import Interactions, item_factors, value_factors
 from mtrec_ray.data.features.signals import signals
-from mtrec_ray.data.features.statistics import (
-    Interactions,
-    Statistics,
-    category_statistics,
-    item_factors,
-    item_statistics,
-    value_factors,
-)
+from mtrec_ray.data.features.statistics import Statistics, category_statistics, item_statistics
 from mtrec_ray.data.fitting.chains import parent_mean
-from mtrec_ray.data.fitting.collect import Collected
+from mtrec_ray.data.fitting.collect import Moments
 from mtrec_ray.data.fitting.delays import delay_entry
 from mtrec_ray.data.fitting.durations import duration_entry
-from mtrec_ray.data.fitting.tally import Tally, Vocabulary, in_order, merge
+from mtrec_ray.data.fitting.fitted import Fitted
+from mtrec_ray.data.fitting.gathered import Gathered
+from mtrec_ray.data.fitting.tally import Tally, Vocabulary
 from mtrec_ray.data.manifest import SPLITS, TaskEntry
 from mtrec_ray.errors import DataError
 from mtrec_ray.tasks.labels import labels_of
@@ -38,65 +34,32 @@ MOST_INTERACTIONS = 20_000_000
 _NUMBER_SCALE = 0.2
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What encoding needs to know of the train period."""
-
-    users: Vocabulary
-    items: Vocabulary
-    categories: dict[str, Vocabulary]
-    domains: Vocabulary
-    policies: Vocabulary
-    widths: dict[str, int]
-    statistics: list[Statistics]
-    """One per fold of users, which it leaves out, and the last over all"""
-    tasks: list[TaskEntry]
-
-
-def fit(parts: Sequence[Collected], run: Run, tables: Tables, with_factors: bool) -> Fitted:
+def fit(gathered: Gathered, run: Run, tables: Tables) -> Fitted:
     """What was fitted on the train rows of all buckets.
 
     Raises:
         DataError: no train rows, or a task with labels of which none is observed among them.
     """
-    tasks = _task_entries(parts, run)
-    users = in_order(merge([p.users for p in parts]), [(p.users.keys, p.user_times) for p in parts])
-    items = in_order(merge([p.items for p in parts]), [(p.items.keys, p.item_times) for p in parts])
+    tasks = _task_entries(gathered, run)
+    users, items = gathered.users.by_time(), gathered.items.by_time()
     vocabulary = Vocabulary.of(items, run.features.min_count)
-    categories = {c.column: merge([part.categories[c.column] for part in parts]) for _, c in category_columns(run)}
+    categories = {c.column: gathered.categories[c.column].by_count() for _, c in category_columns(run)}
     vocabularies = {c.column: Vocabulary.of(categories[c.column], c.min_count) for _, c in category_columns(run)}
-    widths = _widths(parts, run, tables)
-    interactions = join_interactions(parts, vocabulary, vocabularies, widths)
+    widths = _widths(gathered.moments, run, tables)
+    interactions = gathered.interactions(vocabulary, vocabularies, widths)
     return Fitted(
         users=Vocabulary.of(users, run.features.min_count),
         items=vocabulary,
         categories=vocabularies,
-        domains=Vocabulary.of(merge([part.domains for part in parts]), min_count=1),
-        policies=Vocabulary.of(merge([part.policies for part in parts]), min_count=1),
+        domains=Vocabulary.of(gathered.domains.by_count(), min_count=1),
+        policies=Vocabulary.of(gathered.policies.by_count(), min_count=1),
         widths=widths,
         statistics=[
-            _statistics(left_out, items, categories, vocabularies, interactions, parts, run, with_factors)
+            _statistics(left_out, items, categories, vocabularies, interactions, gathered.moments, run)
             for left_out in [*range(run.features.folds), None]
         ],
         tasks=tasks,
     )
-
-
-def join_interactions(
-    parts: Sequence[Collected], items: Vocabulary, categories: dict[str, Vocabulary], widths: dict[str, int]
-) -> Interactions:
-    """The kept rows of all buckets in the order of (hash of the user, row id), with the rows of items and values."""
-    user = np.concatenate([part.interactions["user"] for part in parts])
-    row_id = np.concatenate([part.interactions["row_id"] for part in parts])
-    item = np.concatenate([items.rank(part.interactions["items"])[part.interactions["item"]] for part in parts])
-    fold = np.concatenate([part.interactions["fold"] for part in parts])
-    values = np.concatenate([part.interactions["values"] for part in parts])
-    order = np.lexsort((row_id, user))
-    codes = {}
-    for name in parts[0].interactions["cells"]:
-        cells = [part.interactions["cells"][name] for part in parts]
-        codes[name] = np.concatenate([c.codes(categories[name], widths[name])[c.cell] for c in cells])[order]
-    return Interactions(user[order], item[order], fold[order], values[order], codes)
 
 
 def _statistics(
@@ -104,10 +67,9 @@ def _statistics(
     items: Tally,
     categories: dict[str, Tally],
     vocabularies: dict[str, Vocabulary],
-    interactions: Interactions,
-    parts: Sequence[Collected],
+    interactions: Interactions | None,
+    moments: Sequence[Moments],
     run: Run,
-    with_factors: bool,
 ) -> Statistics:
     """Statistics without the rows of one fold's users, or (None) of all."""
     folds = [fold for fold in range(run.features.folds) if fold != left_out]
@@ -115,13 +77,15 @@ def _statistics(
     names = [signal.name for signal in signals(run)]
     count = len(items.keys) + 1
     factors = {name: np.zeros((count, 1), dtype=np.float32) for name in ["shown", *names]}
-    if with_factors:
-        factors = item_factors(interactions, interactions.fold != left_out, count, fields["mean"], names)
-    kept = interactions.fold != left_out
-    tastes = {
-        name: value_factors(interactions, kept, name, vocabularies[name].size, fields["mean"], fields["spread"])
-        for name in interactions.codes
-    }
+    tastes = {}
+    if interactions is not None:
+        kept = interactions.fold != left_out
+        if asks_factors(run):
+            factors = item_factors(interactions, kept, count, fields["mean"], names)
+        tastes = {
+            name: value_factors(interactions, kept, name, vocabularies[name].size, fields["mean"], fields["spread"])
+            for name in interactions.codes
+        }
     return Statistics(
         **fields,
         categories={
@@ -131,18 +95,19 @@ def _statistics(
             for name, tally in categories.items()
         },
         factors=factors,
-        scales=_scales(parts, run),
+        scales=_scales(moments, run),
         tastes=tastes,
     )
 
 
-def _task_entries(parts: Sequence[Collected], run: Run) -> list[TaskEntry]:
+def _task_entries(gathered: Gathered, run: Run) -> list[TaskEntry]:
+    parts = gathered.moments
     labels = np.sum([part.labels for part in parts], axis=0)
     log_labels = np.sum([part.log_labels for part in parts], axis=0)
     chains = np.sum([part.chains for part in parts], axis=0)
     observed = np.sum([part.observed for part in parts], axis=0)
     positives = np.sum([part.positives for part in parts], axis=0)
-    if not sum(float(part.users.rows().sum()) for part in parts):
+    if not gathered.train_rows:
         raise DataError(
             "No candidate is in the train split. The log may be too small, or split.train_until (or the split column) "
             "leaves nothing for training; see the time range of the log and change `split`."
@@ -189,7 +154,7 @@ def _deviation(count: float, total: float, squares: float) -> float:
     return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0)))
 
 
-def _scales(parts: Sequence[Collected], run: Run) -> dict[str, float]:
+def _scales(parts: Sequence[Moments], run: Run) -> dict[str, float]:
     scales = {}
     for _, number in number_columns(run):
         count, total, squares = np.sum([part.numbers[number.feature] for part in parts], axis=0)
@@ -198,7 +163,7 @@ def _scales(parts: Sequence[Collected], run: Run) -> dict[str, float]:
     return scales
 
 
-def _widths(parts: Sequence[Collected], run: Run, tables: Tables) -> dict[str, int]:
+def _widths(parts: Sequence[Moments], run: Run, tables: Tables) -> dict[str, int]:
     widths = {}
     for scope, category in category_columns(run):
         table = {"item": tables.items, "user": tables.users, "log": None}[scope]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.statistics import Statistics
 from mtrec_ray.data.filesystem import open_fs, write_atomic, write_table_atomic
-from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.fitted import Fitted
 from mtrec_ray.data.fitting.tally import Vocabulary
 from mtrec_ray.data.id_hashes import table_collisions
 from mtrec_ray.data.manifest import CollisionEntry, Manifest
@@ -24,12 +24,13 @@ def save_fitted(fs: pafs.FileSystem, folder: str, fitted: Fitted) -> None:
     """Writes the files below `folder`."""
     names = ["user", "item", "domain", "policy", *(f"{_CATEGORY}{name}" for name in fitted.categories)]
     vocabularies = [fitted.users, fitted.items, fitted.domains, fitted.policies, *fitted.categories.values()]
+    ends = pa.array(np.cumsum([0, *(len(v.keys) for v in vocabularies)]), pa.int32())
     table = pa.table(
         {
             "vocabulary": pa.array(names, pa.string()),
             "known": pa.array([v.known for v in vocabularies], pa.int64()),
             "width": pa.array([1, 1, 1, 1, *(fitted.widths[name] for name in fitted.categories)], pa.int64()),
-            "keys": pa.array([v.keys.to_pylist() for v in vocabularies], pa.list_(pa.string())),
+            "keys": pa.ListArray.from_arrays(ends, pa.concat_arrays([v.keys for v in vocabularies])),
         }
     )
     write_table_atomic(fs, f"{folder}/vocabularies.parquet", table)
@@ -58,6 +59,13 @@ def load_fitted(prepared: str, manifest: Manifest) -> Fitted:
         statistics=[_read_statistics(fs, f"{folder}/statistics-{k}.npz") for k in range(count)],
         tasks=manifest.tasks,
     )
+
+
+def load_vocabularies(prepared: str) -> dict[str, Vocabulary]:
+    """Those of a prepared folder, without all else that was fitted: `user`, `item`, `domain`, `policy` and
+    `category <name>`."""
+    fs, root = open_fs(prepared)
+    return {row["vocabulary"]: _vocabulary(row) for row in _read_vocabularies(fs, root)}
 
 
 def load_items(prepared: str) -> Vocabulary:

@@ -25,19 +25,79 @@ class Tally:
         return self.sums[:, 0] if self.sums.ndim == 2 else self.sums[:, :, 0].sum(axis=1)
 
 
+class Total:
+    """The sum of tallies that are added one after another, the same whatever the parts were; it grows with the distinct
+    keys alone."""
+
+    def __init__(self) -> None:
+        self._place: dict[str, int] = {}
+        self._sums: Array | None = None
+        self._times: Array | None = None
+
+    def add(self, part: Tally, times: Array | None = None) -> None:
+        """`times`: int64 [K, count], the `earliest` of each key of the part; of all parts or of none."""
+        place = self._place
+        rows = np.array([place.setdefault(key, len(place)) for key in part.keys], dtype=np.int64)
+        self._sums = _grown(self._sums, len(place), part.sums, 0)
+        self._sums[rows] += part.sums
+        if times is not None:
+            self._times = _grown(self._times, len(place), times, NEVER)
+            both = np.concatenate([self._times[rows], times], axis=1)
+            self._times[rows] = np.sort(both, axis=1)[:, : times.shape[1]]
+
+    def places(self, keys: Sequence[str]) -> Array:
+        """int32: where keys that were added stand in the order in which they came, that of `keys`."""
+        return np.fromiter(map(self._place.__getitem__, keys), dtype=np.int32, count=len(keys))
+
+    def by_count(self) -> Tally:
+        """Most frequent keys first, equals by key."""
+        tally = self.tally()
+        rows = tally.rows().tolist()
+        return _ordered(tally, sorted(range(len(rows)), key=lambda k: (-rows[k], tally.keys[k])))
+
+    def by_time(self) -> Tally:
+        """The keys in the order in which they were seen often enough, by their earliest times; keys that are seen less
+        than `count` times come last, and in the order of the keys.
+
+        So what later rows add comes behind, and no key that had a row of a table gets another.
+        """
+        tally = self.tally()
+        since = self.times()[:, -1].tolist()
+        return _ordered(tally, sorted(range(len(since)), key=lambda k: (since[k], tally.keys[k])))
+
+    def tally(self) -> Tally:
+        """The keys in the order in which they came."""
+        assert self._sums is not None, "nothing was added"
+        return Tally(list(self._place), self._sums[: len(self._place)])
+
+    def times(self) -> Array:
+        """int64 [K, count] of the keys in that order."""
+        assert self._times is not None, "no times were added"
+        return self._times[: len(self._place)]
+
+
 def merge(parts: Sequence[Tally]) -> Tally:
-    """The sum of tallies, most frequent keys first, equals by key: the same whatever the parts were."""
-    place: dict[str, int] = {}
+    """The sum of tallies, most frequent keys first, equals by key."""
+    total = Total()
     for part in parts:
-        for key in part.keys:
-            place.setdefault(key, len(place))
-    sums = np.zeros((len(place), *parts[0].sums.shape[1:]))
-    for part in parts:
-        sums[[place[key] for key in part.keys]] += part.sums
-    keys = list(place)
-    rows = Tally(keys, sums).rows()
-    order = sorted(range(len(keys)), key=lambda k: (-rows[k], keys[k]))
-    return Tally([keys[k] for k in order], sums[order])
+        total.add(part)
+    return total.by_count()
+
+
+def _ordered(tally: Tally, order: list[int]) -> Tally:
+    return Tally([tally.keys[k] for k in order], tally.sums[order])
+
+
+def _grown(array: Array | None, length: int, like: Array, empty: int) -> Array:
+    """An array with room for so many rows of the type and shape of those of `like`: the given one, or one of at least
+    twice its length."""
+    if array is not None and len(array) >= length:
+        return array
+    room = max(length, 0 if array is None else 2 * len(array))
+    grown = np.full((room, *like.shape[1:]), empty, dtype=like.dtype)
+    if array is not None:
+        grown[: len(array)] = array
+    return grown
 
 
 def earliest(which: Array, times: Array, keys: int, count: int) -> Array:
@@ -50,23 +110,6 @@ def earliest(which: Array, times: Array, keys: int, count: int) -> Array:
     found = np.full((keys, count), NEVER, dtype=np.int64)
     found[which[kept], place[kept]] = times[kept]
     return found
-
-
-def in_order(tally: Tally, parts: Sequence[tuple[Sequence[str], Array]]) -> Tally:
-    """The tally with its keys in the order in which they were seen often enough, by their `earliest` times [., count]
-    in all parts; keys that are seen less than `count` times come last, and in the order of the keys.
-
-    So what later rows add comes behind, and no key that had a row of a table gets another.
-    """
-    place = {key: k for k, key in enumerate(tally.keys)}
-    count = parts[0][1].shape[1]
-    times = np.full((len(place), count), NEVER, dtype=np.int64)
-    for keys, found in parts:
-        rows = np.array([place[key] for key in keys], dtype=np.int64)
-        times[rows] = np.sort(np.concatenate([times[rows], found], axis=1), axis=1)[:, :count]
-    since = times[:, -1].tolist()
-    order = sorted(range(len(place)), key=lambda k: (since[k], tally.keys[k]))
-    return Tally([tally.keys[k] for k in order], tally.sums[order])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The tokenizer of a run: trained on the train period for `nano`, else the backbone's own."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -16,10 +16,10 @@ from mtrec_ray.model.nano import train_tokenizer
 def make_tokenizer(
     run: Run,
     tables: Tables,
-    event_items: Sequence[str],
-    words: Sequence[str],
-    queries: Sequence[str] = (),
-    versions: Sequence[int] = (),
+    event_items: Collection[str],
+    words: Collection[str],
+    queries: Collection[str] = (),
+    versions: Collection[int] = (),
 ) -> PreTrainedTokenizerBase | None:
     """None with `backbone: none`.
 

@@ -13,6 +13,7 @@ import yaml
 from mtrec_ray.config import is_time_zone
 from mtrec_ray.data.filesystem import is_url
 from mtrec_ray.data.inspection.glimpse import Glimpse, named, plain
+from mtrec_ray.data.inspection.inspect_feedback import describe_feedback
 from mtrec_ray.data.inspection.inspect_tables import describe_table, table_beside
 from mtrec_ray.data.reading.cells import as_text, guess_unit
 from mtrec_ray.data.reading.context import MOST_POSITION
@@ -56,12 +57,15 @@ _MOST_SURFACES = 50
 _SCHEMAS_READ = 50
 
 
-def propose_config(paths: list[str], items: str | None = None, users: str | None = None) -> tuple[str, list[str]]:
+def propose_config(
+    paths: list[str], items: str | None = None, users: str | None = None, feedback: str | None = None
+) -> tuple[str, list[str]]:
     """A config of at most 25 lines for the logs at `paths`, and one sentence for each thing it assumed.
 
     Args:
         items: table of items; without it, one beside the logs whose key has their item ids is taken.
         users: table of users.
+        feedback: files with what came of the log's rows, which then are exposures.
 
     Raises:
         DataError: no such files, or a log in which no column names the user, the item or the time (with the remedy).
@@ -73,7 +77,7 @@ def propose_config(paths: list[str], items: str | None = None, users: str | None
     data: dict[str, Any] = {"logs": logs}
     split = _find_split(log, notes)
     columns = _find_columns(log, split is not None, notes)
-    event = _find_event(log, columns)
+    event = None if feedback is not None else _find_event(log, columns)
     if event is not None:
         columns["event"] = event
         data["layout"] = "behaviours"
@@ -84,6 +88,8 @@ def propose_config(paths: list[str], items: str | None = None, users: str | None
     notes.append(f"'{columns['time']}' is in unit {unit}: its values then lie between 1971 and 2099")
     if event is not None:
         data["candidate_event"], tasks = _behaviour_tasks(log, event, notes)
+    elif feedback is not None:
+        data["feedback"], tasks = _feedback_tasks(log, feedback, columns, notes)
     else:
         tasks = _label_tasks(log, columns, notes)
     if shown := [name for name in named(log.names, _NAMES["shown"]) if log.numbers(name) is not None]:
@@ -200,6 +206,22 @@ def _behaviour_tasks(log: Glimpse, event: str, notes: list[str]) -> tuple[str, d
     return types[0], _most({_identifier(name): {"event": name} for name in types[1:]}, notes)
 
 
+def _feedback_tasks(
+    log: Glimpse, path: str, columns: dict[str, str], notes: list[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """`data.feedback` and a task for each type of it; adds the impression's id to `columns`."""
+    part, values = describe_feedback(path, log, columns, _NAMES["event"], notes)
+    if "impression" in part:
+        columns["impression"] = part.pop("impression")
+        if columns.get("request") == columns["impression"]:
+            del columns["request"]  # it names single rows
+    tasks = {
+        _identifier(name): {"event": name} if column is None else {"kind": "regression", "event": name, "value": column}
+        for name, column in values.items()
+    }
+    return [part], _most(tasks, notes)
+
+
 def _label_tasks(log: Glimpse, columns: dict[str, str], notes: list[str]) -> dict[str, Any]:
     free = {name: values for name in log.names if (values := _free_numbers(log, columns, name)) is not None}
     tasks: dict[str, Any] = {}
@@ -221,7 +243,8 @@ def _label_tasks(log: Glimpse, columns: dict[str, str], notes: list[str]) -> dic
     if not tasks:
         raise DataError(
             f"No column looks like a label (0 and 1, a rating, a duration) or an event type in {log.described()}. "
-            "Write `tasks` into a config by hand, e.g. `like: {label: score > 3}`."
+            "Write `tasks` into a config by hand, e.g. `like: {label: score > 3}`; or, if what came of the rows is in "
+            "files of its own, name these: `mtrec init LOGS --feedback FILES`."
         )
     tasks = _most(tasks, notes)
     for name, task in tasks.items():

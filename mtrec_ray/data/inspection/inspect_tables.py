@@ -51,7 +51,8 @@ def describe_table(path: str, log: Glimpse, log_key: str, what: str, notes: list
     if key is None:
         raise DataError(
             f"{where}: no column of {table.described()} has the ids of the log's '{log_key}', each once. "
-            f"Name the right table, or rename its key to '{log_key}'."
+            f"Name the right table, or rename its key to '{log_key}'; if rows hold from a time on, several per id, "
+            f"leave the table out here and write data.{what} into the config by hand, with `valid_from`."
         )
     covered = len(wanted & set(table.texts(key)))
     notes.append(f"{what}: '{key}' of '{path}' describes {covered} of the log's {len(wanted)} ids")

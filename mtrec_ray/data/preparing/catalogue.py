@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
+import pyarrow.compute as pc
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.catalogue import Catalogue, rows_of
+from mtrec_ray.data.catalogue import Catalogue
 from mtrec_ray.data.features.attributes import Cells, Tables, category_columns
-from mtrec_ray.data.fitting.fit import Fitted
-from mtrec_ray.data.fitting.texts import encode_texts
+from mtrec_ray.data.fitting.fitted import Fitted
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
 from mtrec_ray.data.requests.bucket import Bucket
+from mtrec_ray.data.requests.ids import hash_ids
 from mtrec_ray.data.requests.ragged import Ragged
 from mtrec_ray.data.requests.rows import NEVER
+from mtrec_ray.errors import DataError
 from mtrec_ray.labels import MATCHING
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,9 +63,13 @@ def seen_items(bucket: Bucket, run: Run) -> SeenItems:
 
 
 def make_catalogue(
-    parts: Sequence[SeenItems], run: Run, tables: Tables, fitted: Fitted, tokenizer: PreTrainedTokenizerBase | None
+    parts: Sequence[SeenItems], run: Run, tables: Tables, fitted: Fitted, encoder: TextEncoder | None
 ) -> Catalogue:
-    """All items of the buckets and of the item table, the same whatever the buckets were."""
+    """All items of the buckets and of the item table, the same whatever the buckets were.
+
+    Raises:
+        DataError: two items with the same hash, which requests could not tell apart.
+    """
     names = {item for part in parts for item in part.items}
     if tables.items is not None:
         names |= set(tables.items.keys.to_pylist())
@@ -73,20 +79,36 @@ def make_catalogue(
     shown = np.zeros(len(items), dtype=np.int64)
     positives = np.zeros((len(matching_tasks(run)), len(items)), dtype=np.int64)
     for part in parts:
-        rows = rows_of(pa.array(part.items, pa.string()), items)  # distinct within a part
+        rows = pc.index_in(pa.array(part.items, pa.string()), value_set=items).to_numpy()  # distinct within a part
         first_seen[rows] = np.minimum(first_seen[rows], part.first_seen)
         shown[rows] += part.shown
         positives[:, rows] += part.positives
     first_seen = np.minimum(first_seen, _published(ordered, tables))
     return Catalogue(
         items=items,
+        hashes=_hashes(ordered),
         index=fitted.items.lookup(ordered),
         categories=_categories(ordered, run, tables, fitted),
-        text=_texts(ordered, run, tables, tokenizer),
+        text=_texts(ordered, run, tables, encoder),
         first_seen=first_seen,
         shown=shown,
         positives=dict(zip(matching_tasks(run), positives, strict=True)),
+        item_row=_stored_rows(ordered, run, tables),
     )
+
+
+def _hashes(items: list[str]) -> Array:
+    """int64 [I]; that two of a hundred million items have the same is a chance of 3 in 10,000."""
+    hashes = hash_ids(items, "item")
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    if len(same):
+        one, other = (items[order[place]] for place in (same[0], same[0] + 1))
+        raise DataError(
+            f"data.columns.item: items '{one}' and '{other}' have the same 64-bit hash, by which requests name the "
+            "items that tasks match users with. Give one of them another id, in the log and in data.items."
+        )
+    return hashes
 
 
 def _published(items: list[str], tables: Tables) -> Array:
@@ -110,8 +132,14 @@ def _categories(items: list[str], run: Run, tables: Tables, fitted: Fitted) -> A
     return np.concatenate(parts, axis=1)
 
 
-def _texts(items: list[str], run: Run, tables: Tables, tokenizer: PreTrainedTokenizerBase | None) -> Ragged:
-    if tokenizer is None:
+def _stored_rows(items: list[str], run: Run, tables: Tables) -> Array | None:
+    """int64 [I] rows of the stored vectors; None where items have none."""
+    if tables.items is None or run.data.items is None or not run.data.items.vectors:
+        return None
+    return tables.items.lookup(items) + 1
+
+
+def _texts(items: list[str], run: Run, tables: Tables, encoder: TextEncoder | None) -> Ragged:
+    if encoder is None:
         return Ragged(np.zeros(0, np.int32), np.zeros(len(items) + 1, np.int64))
-    ids, _ = encode_texts(tables.item_texts(items), tokenizer, run.history.candidate_tokens)
-    return Ragged.of(ids, np.int32)
+    return encoder.encode(tables.item_texts(items), run.history.candidate_tokens)[0]

@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.catalogue import rows_of
 from mtrec_ray.data.features.attributes import Tables, log_vectors, stored_rows
 from mtrec_ray.data.features.side_features import candidate_categories, candidate_numbers, describe
-from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.fitted import Fitted
 from mtrec_ray.data.fitting.joined_texts import encode_joined
-from mtrec_ray.data.fitting.texts import distinct_feedback, encode_texts, shortened, stand_in
-from mtrec_ray.data.id_hashes import EVENT, ITEM, USER, hash_ids
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
+from mtrec_ray.data.fitting.texts import distinct_feedback
 from mtrec_ray.data.manifest import SPLITS
 from mtrec_ray.data.reading.context import CODED, context_texts
 from mtrec_ray.data.requests.bucket import Bucket, lag_us
+from mtrec_ray.data.requests.ids import EVENT, ITEM, USER, hash_ids
 from mtrec_ray.data.requests.ragged import Ragged, offsets_of, spans
 from mtrec_ray.data.requests.requests import Events, history_ends, without_exposures
 from mtrec_ray.data.requests.windows import Windows, windows
 from mtrec_ray.data.vectors import VECTORS, row_column
+from mtrec_ray.labels import MATCHING
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,23 +49,24 @@ def encode(
     run: Run,
     tables: Tables,
     fitted: Fitted,
-    tokenizer: PreTrainedTokenizerBase | None,
+    encoder: TextEncoder | None,
     shared_end: bool,
     item_past: Array,
-    catalogue: pa.Array | None = None,
 ) -> Encoded:
-    """All requests of a bucket. Without a tokenizer (`backbone: none`) the token lists are empty.
+    """All requests of a bucket. Without an encoder of texts (`backbone: none`) the token lists are empty.
 
     `item_past`: float64 [C, .], how each candidate's item has done so far (`features.item_past`); [0, 0] if no declared
-    aggregate asks for it. `catalogue`: string [I], the items that requests name by their row, if a task needs it.
+    aggregate asks for it.
     """
     events, ends, train_events = _history(bucket, run)
     described = describe(bucket, run, tables, fitted)
     numbers = candidate_numbers(bucket, described, run, fitted, item_past)
     texts, text = tables.row_texts(bucket.rows)
-    event_tokens, cut = _event_tokens(events, texts, text[events.row], run, tokenizer)
-    candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, text[bucket.candidates.row], run, tokenizer)
-    encoder = _Encoder(
+    event_tokens, cut = _event_tokens(events, texts, text[events.row], run, encoder)
+    candidate_tokens, cut_candidates = _candidate_tokens(bucket, texts, text[bucket.candidates.row], run, encoder)
+    named = [name for name in CODED if name in context_texts(run.data.columns)]
+    unnamed = np.zeros(bucket.rows.num_rows, dtype=np.int64)
+    rows = _RequestRows(
         bucket=bucket,
         events=events,
         event_tokens=event_tokens,
@@ -77,18 +78,17 @@ def encode(
         item_rows=fitted.items.lookup(bucket.rows.items),
         user_rows=fitted.users.lookup(bucket.rows.users),
         hashes=_hashes(bucket, run),
-        domains=fitted.domains.lookup(bucket.rows.domain.tolist()),
-        policies=fitted.policies.lookup(bucket.rows.policy.tolist()),
-        named=[name for name in CODED if name in context_texts(run.data.columns)],
+        domains=fitted.domains.lookup(bucket.rows.domain.tolist()) if "domain" in named else unnamed,
+        policies=fitted.policies.lookup(bucket.rows.policy.tolist()) if "policy" in named else unnamed,
+        named=named,
         asked="query" in context_texts(run.data.columns),
         delayed=any(task.window is not None for task in run.tasks.values()),
-        catalogue_rows=None if catalogue is None else rows_of(pa.array(bucket.rows.items, pa.string()), catalogue),
     )
     requests, lengths, longest, cut_events = {}, {}, {"request": 0, "position": 0}, 0
     for code, split in enumerate(SPLITS):
         plan = _requests(bucket, ends, code, run, shared_end)
         cut_events += int(cut[spans(events.starts[plan.user] + plan.first, plan.stop - plan.first)].sum())
-        requests[split], lengths[split], seen = encoder.table(plan)
+        requests[split], lengths[split], seen = rows.table(plan)
         longest = {key: max(longest[key], seen[key]) for key in longest}
     return Encoded(
         requests=requests,
@@ -100,10 +100,21 @@ def encode(
     )
 
 
+def encode_documents(bucket: Bucket, run: Run, tables: Tables, encoder: TextEncoder) -> pa.Table:
+    """The documents of a bucket alone: those of `encode`."""
+    events, _, train_events = _history(bucket, run)
+    texts, text = tables.row_texts(bucket.rows)
+    return _documents(events, train_events, _event_tokens(events, texts, text[events.row], run, encoder)[0])
+
+
 def _hashes(bucket: Bucket, run: Run) -> dict[str, Array]:
-    if run.features.ids == "exact":
-        return {}
-    return {USER: hash_ids(bucket.rows.users, "user"), ITEM: hash_ids(bucket.rows.items, "item")}
+    """For hashed tables, and of items for the catalogue (`data.catalogue`)."""
+    hashes: dict[str, Array] = {}
+    if run.features.ids == "hashed":
+        hashes[USER] = hash_ids(bucket.rows.users, "user")
+    if hashes or any(task.kind in MATCHING for task in run.tasks.values()):
+        hashes[ITEM] = hash_ids(bucket.rows.items, "item")
+    return hashes
 
 
 def _history(bucket: Bucket, run: Run) -> tuple[Events, Array, Array]:
@@ -123,18 +134,18 @@ def _requests(bucket: Bucket, ends: Array, split: int, run: Run, shared_end: boo
 
 
 def _event_tokens(
-    events: Events, item_texts: Sequence[str], text: Array, run: Run, tokenizer: PreTrainedTokenizerBase | None
+    events: Events, item_texts: Sequence[str], text: Array, run: Run, encoder: TextEncoder | None
 ) -> tuple[Ragged, Array]:
     """Tokens of each event, whose item has `item_texts[text]`, and bool [E] whether it was cut."""
-    if tokenizer is None:
+    if encoder is None:
         none = np.zeros(len(events.row), dtype=bool)
         return Ragged(np.zeros(0, np.int32), np.zeros(len(none) + 1, np.int64)), none
     words, word = distinct_feedback(events.feedback, run)
-    return encode_joined(words, item_texts, word, text, tokenizer, run.history.event_tokens)
+    return encode_joined(words, item_texts, word, text, encoder, run.history.event_tokens)
 
 
 def _candidate_tokens(
-    bucket: Bucket, item_texts: Sequence[str], text: Array, run: Run, tokenizer: PreTrainedTokenizerBase | None
+    bucket: Bucket, item_texts: Sequence[str], text: Array, run: Run, encoder: TextEncoder | None
 ) -> tuple[Ragged, int]:
     """Tokens of each candidate, at least one, and how many candidates were cut. Each different text is encoded once.
 
@@ -142,18 +153,22 @@ def _candidate_tokens(
     found by the same long query would else be read as the same.
     """
     row = bucket.candidates.row
-    if tokenizer is None:
+    if encoder is None:
         return Ragged(np.zeros(0, np.int32), np.zeros(len(row) + 1, np.int64)), 0
     limit, count = run.history.candidate_tokens, max(len(item_texts), 1)
     asked = pa.array(bucket.rows.query[row], pa.string()).dictionary_encode()
-    queries, cut_queries = shortened(asked.dictionary.to_pylist(), tokenizer, limit // 2)
+    queries, cut_queries = encoder.shortened(asked.dictionary.to_pylist(), limit // 2)
     pairs = asked.indices.to_numpy().astype(np.int64) * count + text
     distinct, place = np.unique(pairs, return_inverse=True)
     texts = [_joined(queries[pair // count], item_texts[pair % count]) for pair in distinct.tolist()]
-    ids, cut = encode_texts(texts, tokenizer, limit)
+    ids, cut = encoder.encode(texts, limit)
     cut |= cut_queries[distinct // count]
-    empty = np.array([stand_in(tokenizer)], dtype=np.int32)
-    return Ragged.of([part if len(part) else empty for part in ids], np.int32).take(place), int(cut[place].sum())
+    # The stand-in for a text without tokens stands behind all of them.
+    values = np.append(ids.values, np.int32(encoder.stand_in))
+    empty = ids.lengths == 0
+    starts = np.where(empty, len(ids.values), ids.offsets[:-1])[place]
+    lengths = np.where(empty, 1, ids.lengths)[place]
+    return Ragged(values[spans(starts, lengths)], offsets_of(lengths)), int(cut[place].sum())
 
 
 def _joined(query: str, text: str) -> str:
@@ -170,7 +185,7 @@ def _documents(events: Events, train_events: Array, tokens: Ragged) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class _Encoder:
+class _RequestRows:
     """The arrays that request rows are cut from."""
 
     bucket: Bucket
@@ -186,7 +201,7 @@ class _Encoder:
     item_rows: Array
     user_rows: Array
     hashes: dict[str, Array]
-    """With hashed id tables, int64 of each of the bucket's users and items"""
+    """int64 of each of the bucket's users and items, where something names them by it"""
     domains: Array
     """int64 [N] row of the vocabulary of each of the bucket's rows; likewise `policies`"""
     policies: Array
@@ -196,8 +211,6 @@ class _Encoder:
     """Whether the log has queries: requests keep them, since augmentation changes the item's text behind them"""
     delayed: bool
     """Whether a task has a window: requests keep how late feedback came"""
-    catalogue_rows: Array | None
-    """int64 [items of the bucket] row of the catalogue; None without one"""
 
     def table(self, plan: Windows) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Request rows, their lengths, and the longest request and position."""
@@ -234,9 +247,10 @@ class _Encoder:
         }
         if self.vectors.shape[1]:
             columns[VECTORS] = _lists(self.vectors[row], plan.candidates.lengths, np.float32)
-        if self.hashes:
-            of_items = self.hashes[ITEM][rows.item]
+        if USER in self.hashes:
             columns[USER] = pa.array(self.hashes[USER][plan.user])
+        if ITEM in self.hashes:
+            of_items = self.hashes[ITEM][rows.item]
             columns[ITEM] = _lists(of_items[row], plan.candidates.lengths, np.int64)
             columns[EVENT] = _lists(of_items[self.events.row[e]], counts, np.int64)
         for scope, found in self.stored.items():
@@ -249,9 +263,6 @@ class _Encoder:
             late = self.bucket.delays
             columns["delays"] = _lists(late.delays[c], plan.candidates.lengths, np.float32)
             columns["elapsed"] = _lists(late.elapsed[c], plan.candidates.lengths, np.float32)
-        if self.catalogue_rows is not None:
-            columns["catalogue"] = _lists(self.catalogue_rows[rows.item[row]], plan.candidates.lengths, np.int32)
-            columns["event_catalogue"] = _lists(self.catalogue_rows[rows.item[self.events.row[e]]], counts, np.int32)
         tokens = history.lengths + own.regroup(plan.candidates.lengths).lengths
         lengths = {"tokens": tokens.astype(np.int32), "candidates": plan.candidates.lengths.astype(np.int32)}
         return pa.table(columns), pa.table(lengths), self._longest(plan, e, counts, tokens, own)

@@ -1,22 +1,25 @@
 """What the passes made, put together in the manifest."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.catalogue import CATALOGUE, Catalogue
 from mtrec_ray.data.features.attributes import category_columns
 from mtrec_ray.data.features.scalers import number_entries
-from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.fitted import Fitted
+from mtrec_ray.data.fitting.gathered import Gathered
+from mtrec_ray.data.fitting.tally import Tally, Total
 from mtrec_ray.data.id_hashes import table_collisions
 from mtrec_ray.data.manifest import SPLITS, CatalogueEntry, CategoryEntry, Manifest, ShardEntry
-from mtrec_ray.data.preparing.catalogue import item_categories
+from mtrec_ray.data.preparing.catalogue import SeenItems, item_categories
 from mtrec_ray.data.preparing.pieces import PIECES
 from mtrec_ray.data.preparing.shards import DOCUMENTS, ROW_GROUP_REQUESTS, SHARDS, Written
-from mtrec_ray.data.preparing.stages import Counts, Sums, user_counts
+from mtrec_ray.data.preparing.stages import Counts, Figures, Sums, user_counts
 from mtrec_ray.data.reading.context import context_numbers
 from mtrec_ray.data.requests.splits import TimeSplit
 
@@ -47,6 +50,30 @@ class Encoded:
         ]
 
 
+class AllSums:
+    """What all buckets add up to, one after another: no more than one of them is held beside it."""
+
+    def __init__(self, parts: Iterable[Sums]) -> None:
+        self.collected = Gathered()
+        self.items: set[str] = set()
+        self.figures: list[Figures] = []
+        """Of each bucket"""
+        self._seen = Total()
+        for part in parts:
+            self.collected.add(part.collected)
+            self.items |= part.items
+            self.figures.append(part.figures)
+            if part.seen is not None:
+                counts = np.stack([part.seen.shown, *part.seen.positives], axis=1).astype(np.float64)
+                self._seen.add(Tally(part.seen.items, counts), part.seen.first_seen[:, None])
+
+    def seen(self) -> SeenItems:
+        """For the catalogue: what all buckets saw of their items."""
+        tally = self._seen.tally()
+        shown, *positives = tally.sums.T.astype(np.int64)
+        return SeenItems(tally.keys, self._seen.times()[:, 0], shown, np.stack(positives))
+
+
 def make_manifest(
     run: Run,
     digest: str,
@@ -58,9 +85,9 @@ def make_manifest(
     catalogue: Catalogue | None,
     read: Counter[str],
     counts: Sequence[Counts],
-    sums: Sequence[Sums],
+    sums: AllSums,
 ) -> Manifest:
-    """`digest`: the run's fingerprint; `read`: counts of the first pass; `counts`, `sums`: of each bucket."""
+    """`digest`: the run's fingerprint; `read`: counts of the first pass; `counts`: of each bucket."""
     written = encoded.written
     ends = {} if boundaries is None else {name: key.time for name, key in boundaries._asdict().items()}
     return Manifest(
@@ -73,8 +100,8 @@ def make_manifest(
         context=context_numbers(run.data.columns),
         domains=["", *fitted.domains.keys.to_pylist()],
         policies=["", *fitted.policies.keys.to_pylist()],
-        positions=_ends([s.positions for s in sums]),
-        propensities=sum(s.propensities for s in sums),
+        positions=_ends([f.positions for f in sums.figures]),
+        propensities=sum(f.propensities for f in sums.figures),
         history_layout="shared_end" if shared_end else "staircase",
         vocab_size=0 if tokenizer is None else len(tokenizer),
         max_request_tokens=max(w.longest["request"] for w in written),
@@ -110,17 +137,15 @@ def _category_entries(run: Run, fitted: Fitted) -> list[CategoryEntry]:
     return entries
 
 
-def _counts(
-    read: Counter[str], counts: Sequence[Counts], sums: Sequence[Sums], written: Sequence[Written]
-) -> dict[str, int]:
+def _counts(read: Counter[str], counts: Sequence[Counts], sums: AllSums, written: Sequence[Written]) -> dict[str, int]:
     encoded = sum((Counter(w.counts) for w in written), Counter[str]())
-    users = sum((Counter(s.users) for s in sums), Counter[str]())
+    users = sum((Counter(f.users) for f in sums.figures), Counter[str]())
     return {
         **read,
-        "events": sum(s.events for s in sums),
+        "events": sum(f.events for f in sums.figures),
         "users": sum(c.users for c in counts),
         "users_with_few_candidates": sum(c.few for c in counts),
-        "items": len(set().union(*(s.items for s in sums))),
+        "items": len(sums.items),
         "requests": sum(w.requests for w in written),
         "candidates": sum(w.candidates for w in written),
         "cut_texts": encoded["cut_events"] + encoded["cut_candidates"],

@@ -1,14 +1,19 @@
 """What `prepare` says in the end: of the data it made, of the deliveries it read, and of what it did not do again."""
 
+from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.features.attributes import Tables
+from mtrec_ray.data.filesystem import joined
 from mtrec_ray.data.id_hashes import collision_notes
 from mtrec_ray.data.manifest import SPLITS
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.pieces import Kept
 from mtrec_ray.data.preparing.shards import SHARDS
 from mtrec_ray.data.preparing.shuffle import READ
+from mtrec_ray.data.requests.splits import TimeSplit
 
 
 def reuse_notes(kept: Kept, refitted: bool, run: Run) -> list[str]:
@@ -25,6 +30,33 @@ def reuse_notes(kept: Kept, refitted: bool, run: Run) -> list[str]:
             why += "; split.fit_until would keep those that nothing else changes"
         notes.append(why)
     return notes
+
+
+def table_notes(tables: Tables) -> list[str]:
+    """Rows of the tables of items and users that contradict an earlier one of the same key, and do not count."""
+    notes = []
+    for what, table in (("items", tables.items), ("users", tables.users)):
+        if table is not None and table.duplicates:
+            same = "key" if table.versions is None else "key and time"
+            notes.append(
+                f"data.{what}: {table.duplicates:,} row(s) have the {same} of an earlier row and other content; the "
+                "earlier one counts"
+                + (f". If rows hold from a time on, name its column in data.{what}.valid_from" if same == "key" else "")
+            )
+    return notes
+
+
+def boundary_notes(boundaries: TimeSplit, hours: Counter[int], run: Run) -> list[str]:
+    """Boundaries that leave all candidates on one side. `hours`: candidates by the hour since 1970."""
+    if not hours:
+        return []
+    first, last = (datetime.fromtimestamp(3600 * hour, UTC) for hour in (min(hours), max(hours) + 1))
+    return [
+        f"split.{key} {getattr(run.split, key)} lies outside of the log, whose candidates are from "
+        f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
+        for key, place in boundaries._asdict().items()
+        if not first.timestamp() < place.time / 1e6 < last.timestamp()
+    ]
 
 
 def delivery_notes(counts: Mapping[str, int], run: Run) -> list[str]:
@@ -61,7 +93,7 @@ def summary(prepared: Prepared, run: Run) -> list[str]:
         f"requests: {prepared.path}"
     ]
     if counts["rows_quarantined"]:
-        lines.append(f"{counts['rows_quarantined']} bad rows are in {prepared.path}/quarantine.parquet")
+        lines.append(f"{counts['rows_quarantined']} bad rows are in {joined(prepared.path, 'quarantine.parquet')}")
     if not manifest.boundaries and counts["users_with_few_candidates"]:
         lines.append(f"{counts['users_with_few_candidates']} users have fewer than 3 candidates: all in train")
     if counts["cut_texts"]:

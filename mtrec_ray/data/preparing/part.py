@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mtrec_ray.data.features.attributes import Scope, Tables
+from mtrec_ray.config import Run
+from mtrec_ray.data.features.attributes import Scope, Tables, vector_columns
 from mtrec_ray.data.reading.tables import EntityTable
 from mtrec_ray.data.requests.attribution import Delays
 from mtrec_ray.data.requests.bucket import Bucket
@@ -69,15 +70,20 @@ def train_part(bucket: Bucket) -> Bucket:
     )
 
 
-def table_rows(bucket: Bucket, tables: Tables) -> list[Any]:
-    """What the tables say of the rows of a bucket: for each table which of its rows they have, and what these hold."""
+def table_rows(bucket: Bucket, tables: Tables, run: Run) -> list[Any]:
+    """What the tables say of the rows of a bucket: for each table which of its rows they have, and what these hold.
+
+    A row's place in the whole table, which a new item may move, counts only where requests name stored vectors by it.
+    """
     described: list[Any] = []
+    named = {scope for scope, _ in vector_columns(run)}
     scopes: list[tuple[Scope, EntityTable | None]] = [("item", tables.items), ("user", tables.users)]
     for scope, table in scopes:
         if table is not None:
             of_row = tables.rows_of(scope, bucket.rows)
             used = np.unique(of_row[of_row >= 0])
-            described += [scope, of_row, _entities(table, used)]
+            place = np.where(of_row >= 0, np.searchsorted(used, of_row), -1)
+            described += [scope, of_row if scope in named else place, _entities(table, used)]
     return described
 
 

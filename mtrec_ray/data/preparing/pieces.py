@@ -7,7 +7,7 @@ where it was, the next one makes what is new, and two at once write the same byt
 
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -26,10 +26,12 @@ Result = TypeVar("Result")
 PIECES = "pieces"
 LAST = "last"
 """Not a kind of pieces: what the latest `prepare` of some settings fitted."""
-FORMAT = (2, sys.version_info[:2], np.__version__, pa.__version__)
+FORMAT = (4, sys.version_info[:2], np.__version__, pa.__version__)
 """Part of every key: what the code makes of the same inputs, and how records and files are written."""
 _RECORD = ".piece"
 _THREADS = 16
+_AHEAD = 4
+"""Results that are loaded at once where they are asked for one after another"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Pieces:
     def load_all(self, kind: str, keys: Sequence[str]) -> list[Any]:
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(lambda key: self.load(kind, key), keys))
+
+    def load_each(self, kind: str, keys: Sequence[str]) -> Iterator[Any]:
+        """One after another, a few of them in memory."""
+        for first in range(0, len(keys), _AHEAD):
+            yield from self.load_all(kind, keys[first : first + _AHEAD])
 
     def save(self, kind: str, key: str, result: Any) -> None:
         """Makes a piece known, whose files are written."""
@@ -110,6 +117,26 @@ class Kept:
         self.count(kind, keys, len(missing))
         return [results[i] for i in range(len(keys))]
 
+    def each(
+        self,
+        kind: str,
+        function: Callable[[Any, Any], Result],
+        items: Sequence[Any],
+        keys: Sequence[str],
+        shared: Any,
+        what: str,
+        unit: str,
+    ) -> Iterator[Result]:
+        """As `map`, for results that are large: they stay where they are kept, and are read from there in their order
+        when they are asked for."""
+        known = self.pieces.known(kind)
+        missing = [i for i, key in enumerate(keys) if key not in known]
+        if missing:
+            task = _Task(self.pieces, kind, function, shared)
+            self.map_tasks(_leave, [(keys[i], items[i]) for i in missing], task, what, unit)
+        self.count(kind, keys, len(missing))
+        return self.pieces.load_each(kind, keys)
+
     def changed(self, key: str, value: str) -> bool:
         """Whether the value under this key is another than that of the `prepare` before, if there was one."""
         before = self.pieces.load(LAST, key) if self.pieces.has(LAST, key) else value
@@ -136,3 +163,7 @@ def _make(work: tuple[str, Any], task: _Task) -> Any:
     result = task.function(item, task.shared)
     task.pieces.save(task.kind, key, result)
     return result
+
+
+def _leave(work: tuple[str, Any], task: _Task) -> None:
+    _make(work, task)

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.features.attributes import Tables
 from mtrec_ray.data.features.side_features import asked_of_items
 from mtrec_ray.data.filesystem import FoundFile, write_atomic
-from mtrec_ray.data.fitting.fit import Fitted
+from mtrec_ray.data.fitting.fitted import Fitted
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
 from mtrec_ray.data.manifest import SPLITS
 from mtrec_ray.data.preparing.digest import digest
-from mtrec_ray.data.preparing.encode import Encoded, encode
+from mtrec_ray.data.preparing.encode import Encoded, encode, encode_documents
 from mtrec_ray.data.preparing.item_pass import read_answers
 from mtrec_ray.data.preparing.part import part_of, table_rows, train_part
 from mtrec_ray.data.preparing.pieces import Pieces, key_of
@@ -53,15 +53,13 @@ class EncodeTask:
     boundaries: TimeSplit | None
     log_end: int
     fitted: Fitted
-    tokenizer: PreTrainedTokenizerBase | None
+    encoder: TextEncoder | None
     shared_end: bool
     items_run: bool
     sample_below: int
     """Train candidates whose hashed row id is below this are the sample for the scalers"""
     sample_until: int
     """First time, microseconds, of train rows from which nothing is fitted"""
-    catalogue: pa.Array | None
-    """string [I] the items of the catalogue, if there is one"""
     common: str
     """Digest of all that is the same for every bucket"""
 
@@ -106,16 +104,16 @@ def encode_bucket(files: BucketFiles, task: EncodeTask) -> BucketShards:
     for period, code, chosen in _parts(data, task.period):
         part = part_of(data, chosen, delayed)
         own_past = past[chosen] if len(past) else past
-        key = key_of(SHARDS, task.common, part, own_past, table_rows(part, task.tables))
+        key = key_of(SHARDS, task.common, part, own_past, table_rows(part, task.tables, task.run))
         if not task.pieces.has(SHARDS, key):
             _write_shard(_encode(part, own_past, task), part, SPLITS[code], key, task)
         shards.append((period, SPLITS[code], key))
     documents = None
-    if task.tokenizer is not None:
+    if task.encoder is not None:
         part = train_part(data)
-        key = key_of(DOCUMENTS, task.common, part, table_rows(part, task.tables))
+        key = key_of(DOCUMENTS, task.common, part, table_rows(part, task.tables, task.run))
         if not task.pieces.has(DOCUMENTS, key):
-            _write_documents(_encode(part, np.zeros((0, past.shape[1])), task), key, task)
+            _write_documents(encode_documents(part, task.run, task.tables, task.encoder), key, task)
         documents = key if task.pieces.load(DOCUMENTS, key).requests else None
     return BucketShards(shards, documents)
 
@@ -129,7 +127,7 @@ def encode_key(files: BucketFiles, task: EncodeTask, tables: Sequence[Sequence[F
 def common_digest(task: EncodeTask, tokenizer: str) -> str:
     """Of what is the same for all parts of all buckets; `tokenizer`: the digest of its files."""
     fitted = (task.fitted, task.sample_below, task.sample_until)
-    return digest(task.run, fitted, tokenizer, task.shared_end, task.catalogue, ROW_GROUP_REQUESTS)
+    return digest(task.run, fitted, tokenizer, task.shared_end, ROW_GROUP_REQUESTS)
 
 
 def _parts(data: Bucket, period: float | None) -> list[tuple[int, int, Array]]:
@@ -146,7 +144,7 @@ def _parts(data: Bucket, period: float | None) -> list[tuple[int, int, Array]]:
 
 
 def _encode(part: Bucket, past: Array, task: EncodeTask) -> Encoded:
-    return encode(part, task.run, task.tables, task.fitted, task.tokenizer, task.shared_end, past, task.catalogue)
+    return encode(part, task.run, task.tables, task.fitted, task.encoder, task.shared_end, past)
 
 
 def _write_shard(encoded: Encoded, part: Bucket, split: str, key: str, task: EncodeTask) -> None:
@@ -169,10 +167,10 @@ def _write_shard(encoded: Encoded, part: Bucket, split: str, key: str, task: Enc
     task.pieces.save(SHARDS, key, written)
 
 
-def _write_documents(encoded: Encoded, key: str, task: EncodeTask) -> None:
-    sha256 = _write_parquet(task.pieces, DOCUMENTS, key, ".parquet", encoded.documents, None)
+def _write_documents(documents: pa.Table, key: str, task: EncodeTask) -> None:
+    sha256 = _write_parquet(task.pieces, DOCUMENTS, key, ".parquet", documents, None)
     none = np.zeros(0)
-    task.pieces.save(DOCUMENTS, key, Written(encoded.documents.num_rows, 0, 0, sha256, none, none, {}, {}))
+    task.pieces.save(DOCUMENTS, key, Written(documents.num_rows, 0, 0, sha256, none, none, {}, {}))
 
 
 def _write_parquet(pieces: Pieces, kind: str, key: str, rest: str, table: pa.Table, row_group: int | None) -> str:

@@ -106,14 +106,9 @@ class FitTask:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What one bucket adds to the whole."""
+class Figures:
+    """What the manifest says of one bucket."""
 
-    collected: Collected
-    items: set[str]
-    """All items of its rows"""
-    seen: SeenItems | None
-    """What a catalogue, if a task needs one, says of them"""
     events: int
     """Of histories"""
     users: dict[str, int]
@@ -122,6 +117,18 @@ class Sums:
     """The smallest and the largest position of a train row; empty if none is known"""
     propensities: int
     """Train rows whose propensity is known"""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one bucket adds to the whole."""
+
+    collected: Collected
+    items: set[str]
+    """All items of its rows"""
+    seen: SeenItems | None
+    """What a catalogue, if a task needs one, says of them"""
+    figures: Figures
 
 
 def collect_bucket(files: BucketFiles, task: FitTask) -> Sums:
@@ -134,15 +141,18 @@ def collect_bucket(files: BucketFiles, task: FitTask) -> Sums:
     if task.fitted_until is not None:
         early = read_built(files, task.source, task.fitted_until, task.log_end)
         fitted = collect(early, run, task.tables, task.most_interactions)
-        collected = replace(fitted, observed=collected.observed, positives=collected.positives)
+        now = collected.moments
+        collected = replace(fitted, moments=replace(fitted.moments, observed=now.observed, positives=now.positives))
     return Sums(
         collected=collected,
         items=set(data.rows.items),
         seen=seen_items(data, run) if matching_tasks(run) else None,
-        events=len((data.events if run.history.exposures else without_exposures(data.events)).row),
-        users=_users_of(data),
-        positions=_ends(_known(data, "position", run)),
-        propensities=len(_known(data, "propensity", run)),
+        figures=Figures(
+            events=len((data.events if run.history.exposures else without_exposures(data.events)).row),
+            users=_users_of(data),
+            positions=_ends(_known(data, "position", run)),
+            propensities=len(_known(data, "propensity", run)),
+        ),
     )
 
 

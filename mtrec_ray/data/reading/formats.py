@@ -81,9 +81,14 @@ def find_shards(paths: str | list[str], format: str, what: str, partitions: Part
     for path in [paths] if isinstance(paths, str) else paths:
         found = find(path, partitions.enter if partitions else None)
         if partitions:
-            found = [file for file in found if partitions.holds(partitions.values(file.path))]
-            if not found:
-                raise DataError(f"{what}: no file at '{path}' in the partitions {partitions.described()}.")
+            inside = [file for file in found if partitions.holds(partitions.values(file.path))]
+            there = partitions.outside()
+            if not inside and (found or there):
+                raise DataError(
+                    f"{what}: no file at '{path}' in the partitions {partitions.described()}."
+                    + (f" Outside of them lies {there}; change {partitions.where}." if there else "")
+                )
+            found = inside
         single = len(found) == 1 and _name(found[0].path) == _name(path)
         files = [shard for file in found if (shard := _typed(file, format, single, what))]
         if not files:

@@ -21,6 +21,7 @@ class Partitions:
 
     def __init__(self, ranges: Mapping[str, PartitionRange], where: str = "data.partitions") -> None:
         self.ranges, self.where = ranges, where
+        self._outside: dict[str, set[str]] = {}
         for key, asked in ranges.items():
             first, last = _bound(asked.first), _bound(asked.last)
             if first is not None and last is not None and _place(first, last) > _place(last, first):
@@ -36,7 +37,10 @@ class Partitions:
             DataError: a value that is not written as the range is, so that the two cannot be compared.
         """
         key, equals, value = folder.partition("=")
-        return not equals or key not in self.ranges or self._inside(key, unquote(value))
+        inside = not equals or key not in self.ranges or self._inside(key, unquote(value))
+        if not inside:
+            self._outside.setdefault(key, set()).add(value)
+        return inside
 
     def values(self, path: str) -> dict[str, str | None]:
         """What the folders of a file say, by key; None where Hive says that there is no value.
@@ -65,6 +69,14 @@ class Partitions:
             + (f" from {asked.first}" if asked.first is not None else "")
             + (f" to {asked.last}" if asked.last is not None else "")
             for key, asked in self.ranges.items()
+        )
+
+    def outside(self) -> str:
+        """For messages: the folders that `enter` has left out, as `dt=2026-01-01 to dt=2026-01-31`; empty if none."""
+        return ", ".join(
+            f"{key}={ends[0]}" + (f" to {key}={ends[-1]}" if len(ends) > 1 else "")
+            for key, values in self._outside.items()
+            if (ends := sorted(values, key=lambda value: (len(value), value)))
         )
 
     def _inside(self, key: str, value: str) -> bool:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.config import Table
-from mtrec_ray.data.reading.formats import BadRow, column_names, find_shards, read_batches
+from mtrec_ray.data.reading.formats import BadRow, DataFile, column_names, find_shards, read_batches
 from mtrec_ray.data.reading.table_rows import TableRows, read_table_rows
 from mtrec_ray.data.reading.templates import template_columns
 from mtrec_ray.data.reading.vectors import sized
@@ -127,8 +127,18 @@ def _read_all(table: Table, what: str, unit: str, zone: str) -> tuple[TableRows,
             bad += [(file.path, row) for row in batch.bad + rejected]
     merged = TableRows.join(parts)
     if not len(merged.keys):
-        raise DataError(f"{what}.path: no rows with a key in {len(files)} file(s), the first is '{files[0].path}'.")
+        raise _nothing_usable(what, files, bad)
     return merged, bad
+
+
+def _nothing_usable(what: str, files: Sequence[DataFile], bad: Sequence[tuple[str, BadRow]]) -> DataError:
+    if not bad:
+        return DataError(f"{what}.path: no row in {len(files)} file(s), the first is '{files[0].path}'.")
+    path, row = bad[0]
+    return DataError(
+        f"{what}.path: none of {len(bad):,} row(s) in {len(files)} file(s) can be used; row {row.row} of '{path}': "
+        f"{row.reason}. Correct what {what} says of the table's columns, or the table."
+    )
 
 
 def _first_of_each_key(part: TableRows) -> tuple[TableRows, int]:

@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+Of = Literal["user", "item"]
+
+USER, ITEM, EVENT = "user_hash", "item_hash", "event_hash"
+"""Columns of a request with hashed id tables (`data.id_hashes`): int64 of its user, and lists of its candidates' and
+its events' items."""
 
 
 def stable_hash(text: str, salt: str) -> int:
@@ -21,6 +26,12 @@ def hashed(row_ids: IntArray) -> np.ndarray[Any, np.dtype[np.uint64]]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
+
+
+def hash_ids(ids: Sequence[str], of: Of) -> IntArray:
+    """int64 [N] for hashed id tables; each different id is hashed once, so repeat them as you like."""
+    known = {key: stable_hash(key, f"ids.{of}") for key in dict.fromkeys(ids)}
+    return np.array([known[key] for key in ids], dtype=np.uint64).view(np.int64)
 
 
 def bucket_of(user: str, buckets: int) -> int:

@@ -118,7 +118,10 @@ def explicit_boundaries(run: Run) -> TimeSplit | None:
         return None
     train, valid = (_microseconds(getattr(split, key), key, run) for key in ("train_until", "valid_until"))
     if valid < train:
-        raise ConfigError(f"split.valid_until {split.valid_until} lies before split.train_until {split.train_until}")
+        raise ConfigError(
+            f"split.valid_until {split.valid_until} lies before split.train_until {split.train_until}. Validation is "
+            "what lies between the two: give valid_until the later time."
+        )
     return TimeSplit(Key(train), Key(valid))
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import torch
 
 from mtrec_ray.data.batch import Batch
-from mtrec_ray.data.id_hashes import EVENT, ITEM, USER
+from mtrec_ray.data.catalogue import Catalogue, CatalogueRows
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.reading.context import row_weights
+from mtrec_ray.data.requests.ids import EVENT, ITEM, USER
 from mtrec_ray.data.streaming.augment.history import SHOWN
 from mtrec_ray.data.streaming.augment.thinning import WEIGHT
 from mtrec_ray.data.vectors import VECTORS, assemble, row_column
@@ -24,11 +25,19 @@ class Collator:
     """Packs request rows (schema in docs/ARCHITECTURE.md) into one `Batch`; also of no rows at all.
 
     `causal` is false for an encoder, whose history reads in both directions. `stored`: the vectors of items and users
-    (`data.vectors.load_vectors`), needed for data that has some.
+    (`data.vectors.load_vectors`), and `catalogue` (`data.catalogue.load_catalogue`), are needed for data that has some.
     """
 
-    def __init__(self, manifest: Manifest, causal: bool = True, stored: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        causal: bool = True,
+        stored: Mapping[str, Array] | None = None,
+        catalogue: Catalogue | None = None,
+    ) -> None:
+        assert (manifest.catalogue is None) == (catalogue is None), "data with a catalogue is read with it"
         self.causal = causal
+        self.catalogue = None if catalogue is None else CatalogueRows(catalogue)
         self.vectors, self.stored = manifest.vectors, stored or {}
         self.own_width = sum(entry.size for entry in manifest.vectors if entry.scope == "log")
         self.has_tokens = manifest.vocab_size > 0
@@ -71,8 +80,8 @@ class Collator:
             candidate_event_start=_tensor(event_start, np.int64),
             candidate_event_end=_tensor(event_start + seen, np.int64),
             vectors=self._vectors(rows, count),
-            catalogue=_tensor(_optional(rows, "catalogue", 0), np.int64),
-            event_catalogue=_tensor(_optional(rows, "event_catalogue", 0), np.int64),
+            catalogue=self._catalogue_rows(rows, ITEM),
+            event_catalogue=self._catalogue_rows(rows, EVENT),
             user_hash=_tensor(rows.column(USER).to_numpy()[request] if USER in rows.column_names else [], np.int64),
             item_hash=_tensor(_optional(rows, ITEM, 0), np.int64),
             event_hash=_tensor(_optional(rows, EVENT, 0), np.int64),
@@ -93,6 +102,10 @@ class Collator:
         own = _values(rows, VECTORS) if self.own_width else np.zeros(0)
         named = {scope: _values(rows, row_column(scope)) for scope in self.stored}
         return _tensor(assemble(self.vectors, own.reshape(count, self.own_width), self.stored, named), np.float32)
+
+    def _catalogue_rows(self, rows: pa.Table, hashes: str) -> torch.Tensor:
+        """int64 [C] or [E]; [0] of data without a catalogue."""
+        return _tensor([] if self.catalogue is None else self.catalogue.of(_values(rows, hashes)), np.int64)
 
     def _layout(
         self, rows: pa.Table, candidates: Array, events: Array, event_start: Array, seen: Array

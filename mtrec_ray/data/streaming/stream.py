@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.data.batch import Batch
+from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.manifest import Manifest
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.chunks import NUMBER, ChunkSource, LocalChunks, open_order
@@ -58,7 +59,7 @@ class StepStream:
     ) -> Self:
         """Rank 0's, read in this process."""
         chunks = LocalChunks(prepared, settings, 0)
-        collator = Collator(manifest, causal, load_vectors(prepared, manifest))
+        collator = Collator(manifest, causal, load_vectors(prepared, manifest), load_catalogue(prepared, manifest))
         return cls(open_order(prepared, settings), 0, collator, chunks, augmenter)
 
     def steps(self, first: int, last: int) -> Iterator[Step]:

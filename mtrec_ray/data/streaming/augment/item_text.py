@@ -26,10 +26,11 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from mtrec_ray.config import ItemText, Run, Table
-from mtrec_ray.data.filesystem import open_fs, write_table_atomic
+from mtrec_ray.data.filesystem import joined, open_fs, write_table_atomic
 from mtrec_ray.data.fitting.fitted_files import load_items
 from mtrec_ray.data.fitting.tally import Vocabulary
-from mtrec_ray.data.fitting.texts import distinct_feedback, encode_texts, shortened
+from mtrec_ray.data.fitting.text_encoder import TextEncoder
+from mtrec_ray.data.fitting.texts import distinct_feedback
 from mtrec_ray.data.reading.tables import read_entities, read_texts
 from mtrec_ray.data.requests.ragged import Ragged, offsets_of, spans
 from mtrec_ray.data.streaming.augment.draws import Draws
@@ -43,14 +44,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 AUGMENTERS: Registry[Callable[[str, str], Sequence[str]]] = Registry("item text function")
 """An item's key and its text -> other texts for it, none or several."""
 WHERE = "augment.item_text"
-_KEPT = 200_000
-"""Texts whose tokens are kept for the next time"""
 
 
 def texts_path(prepared: str, settings: ItemText) -> str:
     """Where the texts of these settings are kept, below the prepared folder."""
     text = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
-    return f"{prepared.rstrip('/')}/item_texts/{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
+    return joined(prepared, f"item_texts/{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet")
 
 
 def publish_texts(run: Run, prepared: str) -> None:
@@ -141,9 +140,8 @@ class ItemTexts:
         self._count = np.append(np.diff(firsts, append=len(keys)), 0)
         self._item = {key: number for number, key in enumerate(keys[firsts].tolist())}
         self._of_row = self._numbers([None, *items.keys.to_pylist()[: items.known]])
-        self._tokenizer, self._run = tokenizer, run
+        self._encoder, self._run = TextEncoder(tokenizer), run
         self._limit = max(run.history.event_tokens, run.history.candidate_tokens)
-        self._kept: dict[str, Array] = {}
 
     @classmethod
     def open(cls, run: Run, prepared: str, tokenizer: PreTrainedTokenizerBase) -> "ItemTexts":
@@ -175,7 +173,7 @@ class ItemTexts:
         if "query" not in rows.of_candidates:
             return np.full(int(rows.candidates.sum()), "", dtype=object)
         queries, place = np.unique(rows.values("query").astype(str), return_inverse=True)
-        short, _ = shortened(queries.tolist(), self._tokenizer, self._run.history.candidate_tokens // 2)
+        short, _ = self._encoder.shortened(queries.tolist(), self._run.history.candidate_tokens // 2)
         return np.array(short, dtype=object)[place]
 
     def _numbers(self, items: Sequence[str | None]) -> Array:
@@ -189,20 +187,10 @@ class ItemTexts:
         changed = np.flatnonzero(other < count)
         texts = self._texts.take(pa.array((self._first[items] + other)[changed])).to_pylist()
         spoken = [f"{word} {text}".strip() for word, text in zip(words[changed], texts, strict=True)]
-        tokens = self._tokens(spoken)
+        tokens, _ = self._encoder.encode(spoken, self._limit)
         changed, tokens = changed[tokens.lengths > 0], tokens.take(np.flatnonzero(tokens.lengths))
         starts, lengths = own.offsets[:-1].copy(), own.lengths.copy()
         starts[changed] = len(own.values) + tokens.offsets[:-1]
         lengths[changed] = np.minimum(lengths[changed], tokens.lengths)
         pool = np.concatenate([own.values, tokens.values])
         return Ragged(pool[spans(starts, lengths)], offsets_of(lengths))
-
-    def _tokens(self, texts: Sequence[str]) -> Ragged:
-        """Tokens of each text; those of texts seen lately are kept."""
-        distinct = dict.fromkeys(texts)
-        if len(self._kept) + len(distinct) > _KEPT:
-            self._kept.clear()
-        new = [text for text in distinct if text not in self._kept]
-        ids, _ = encode_texts(new, self._tokenizer, self._limit)
-        self._kept.update(zip(new, ids, strict=True))
-        return Ragged.of([self._kept[text] for text in texts], np.int32)
