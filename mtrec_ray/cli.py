@@ -6,7 +6,9 @@ trainings failed, or a check that found errors in the data. Ray and torch are im
 `--help` answers at once and a wrong config is refused before either starts.
 """
 
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +41,27 @@ The same on a cluster:
 """
 
 
-def _application(**settings: Any) -> typer.Typer:
-    return typer.Typer(
+class _Application(typer.Typer):
+    """The docstrings of verbs are their help."""
+
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[Any], Any]:
+        add = super().command
+        return lambda verb: add(*arguments, help=_filled(inspect.cleandoc(verb.__doc__)), **settings)(verb)
+
+
+def _filled(text: str) -> str:
+    """Paragraphs as one line each, which the terminal breaks; those that begin with \\b stay as they are.
+
+    Brackets stay, too: to Rich `[sum]` would be a style.
+    """
+    paragraphs = [
+        part.removeprefix("\b\n") if part.startswith("\b\n") else part.replace("\n", " ") for part in text.split("\n\n")
+    ]
+    return re.sub(r"\[(?=[a-z])", r"\\[", "\n\n".join(paragraphs))
+
+
+def _application(**settings: Any) -> _Application:
+    return _Application(
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -49,7 +70,7 @@ def _application(**settings: Any) -> typer.Typer:
     )
 
 
-app = _application(help=_OVERVIEW, no_args_is_help=True)
+app = _application(help=_filled(_OVERVIEW), no_args_is_help=True)
 
 ConfigArgument = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The same as CONFIG.", show_default=False)]
@@ -128,16 +149,20 @@ def init(
     logs: Annotated[list[str], typer.Argument(metavar="LOGS...", help="Files, folders, globs or URLs of the logs.")],
     items: Annotated[str | None, typer.Option(help="Table of items: one row per item, with its text.")] = None,
     users: Annotated[str | None, typer.Option(help="Table of users: one row per user.")] = None,
+    feedback: Annotated[
+        str | None, typer.Option(help="Files, folder, glob or URL of feedback that the logs do not hold themselves.")
+    ] = None,
 ) -> None:
     """Look at the columns of your logs and print a config; what was assumed is said on stderr.
 
     \b
-    Example:
+    Examples:
       mtrec init logs/*.parquet --items items.csv > run.yaml
+      mtrec init shop/logs --feedback shop/feedback --items shop/items.parquet > run.yaml
     """
     from mtrec_ray.data.inspection.inspect import propose_config
 
-    text, assumptions = propose_config(logs, items, users)
+    text, assumptions = propose_config(logs, items, users, feedback)
     for assumption in assumptions:
         say(f"Assumed: {assumption}")
     print(text, end="")
@@ -214,10 +239,13 @@ def prepare(
     run = _load(config, config_option, overrides, verbose)
     from mtrec_ray.data.prepare import prepare
     from mtrec_ray.data.preparing import prune as pruning
+    from mtrec_ray.launch.jobs import located
     from mtrec_ray.launch.session import ray_session
+    from mtrec_ray.train.checks import check_parts
 
+    check_parts(run)  # what training would refuse is refused before hours of preparing
     with ray_session(run.cluster):
-        print(prepare(run).path)
+        print(prepare(located(run)).path)
     if prune:
         deleted, kept = pruning.prune(run.data.prepared_dir)
         say(f"{deleted} pieces that no prepared folder refers to were deleted, {kept} stay")
@@ -306,7 +334,7 @@ def compare(
     time and memory, how far the tasks' gradients pull apart. An interrupted comparison goes on when its command is
     repeated. Exit code 1: some training failed; the report says which, and compares the others.
 
-    
+    \b
     Examples:
       mtrec compare run.yaml --set name=pays
       mtrec compare run.yaml --set name=pays --set compare.seeds=5 --set 'compare.methods=[sum, uncertainty, cagrad]'

@@ -127,6 +127,8 @@ def _explain(mistake: Any) -> str:
         return f"'{dotted}' is required."
     if mistake["type"] == "value_error":
         return f"{dotted + ': ' if dotted else ''}{mistake['ctx']['error']}."
+    if mistake["type"] in ("dict_type", "model_type"):
+        mistake = mistake | {"msg": "Expected a mapping, `key: value` in each line"}
     found = repr(mistake["input"])
     found = found if len(found) <= _LONGEST else f"{found[:_LONGEST]} ..."
     return f"'{dotted}' is {found}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}."

@@ -4,7 +4,7 @@
     |- ConfigError       a config key, value or combination of values
     |- DataError         a log, table, shard or prepared folder
     |- BackboneError     a backbone that cannot be loaded, or cannot be run as asked
-    |- ClusterError      workers that were lost more often than the job may start again
+    |- ClusterError      workers that were lost more often than the job may start again; Ray that does not start
     '- DivergedError     a training whose loss is no number any more
 
 A message names the file, row or dotted config path, what was found, what was expected, and the remedy.
@@ -29,7 +29,7 @@ class BackboneError(UserError):
 
 
 class ClusterError(UserError):
-    """Machines or processes that were lost under a job, more often than it may start again."""
+    """Machines or processes that were lost under a job more often than it may start again, or that did not start."""
 
 
 class DivergedError(UserError):

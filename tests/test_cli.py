@@ -1,14 +1,16 @@
+import os
 import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
 from mtrec_ray import cli
 from tests.conftest import ROOT
 
-VERBS = ["sample", "init", "check", "prepare", "pretrain", "train", "compare", "evaluate"]
+VERBS = ["sample", "init", "check", "prepare", "pretrain", "train", "tune", "compare", "evaluate"]
 
 
 def mtrec(*arguments, command=("-m", "mtrec_ray"), **options):
@@ -42,6 +44,16 @@ def test_a_verbs_help_teaches_by_example(verb):
     done = mtrec(verb, "--help")
     assert done.returncode == 0
     assert f"mtrec {verb}" in done.stdout.split("Example")[1]
+
+
+def test_help_breaks_paragraphs_where_the_terminal_ends_and_keeps_brackets():
+    said = mtrec("compare", "--help", env=os.environ | {"COLUMNS": "70"}).stdout
+    assert "\b" not in said
+    prose = said.partition("Examples")[0].splitlines()
+    lines = [line.strip() for line in prose[prose.index(next(line for line in prose if "`compare` in" in line)) :]]
+    short = [line for line, below in pairwise(lines) if line and below and len(line) + len(below.split()[0]) < 66]
+    assert short == [], "lines that end before the edge"
+    assert "'compare.methods=[sum, uncertainty, cagrad]'" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("verb", VERBS)

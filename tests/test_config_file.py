@@ -172,6 +172,12 @@ def test_what_is_no_mapping_is_refused(text):
         parse(text)
 
 
+@pytest.mark.parametrize("key", ["tasks", "history", "data.partitions"])
+def test_a_part_that_is_no_mapping_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"'{key}' is \['click'\]: expected a mapping, `key: value` in each line\."):
+        parse(MINIMAL, [f"{key}=[click]"])
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"Cannot read the config '.*absent\.yaml': No such file"):
         load(tmp_path / "absent.yaml")

@@ -77,6 +77,12 @@ def test_the_process_of_a_stacked_trial_needs_no_torch(module: str) -> None:
     check_imports_without(("torch", "transformers", "scipy"), module)
 
 
+@pytest.mark.parametrize("module", ["shuffle", "settle", "stages", "item_pass", "shards"])
+def test_a_task_of_prepare_needs_none_of_the_slow_libraries(module: str) -> None:
+    """Each worker would load them for its first task, for seconds."""
+    check_imports_without(("torch", "transformers", "sklearn", "scipy"), f"data.preparing.{module}")
+
+
 def check_imports_without(names: tuple[str, ...], module: str) -> None:
     code = BLOCKED.replace("MODULE", module).replace("NAMES", repr(names))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -18,6 +18,7 @@ from mtrec_ray.data.catalogue import load_catalogue
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.stream import StepStream
+from mtrec_ray.data.vectors import load_vectors
 from mtrec_ray.evaluate.facts import Facts, facts_of
 from mtrec_ray.launch.ingest import order_settings
 from mtrec_ray.tasks.kind import TaskKind
@@ -110,7 +111,8 @@ def trained(run: Run, data: Prepared) -> Trained:
 
     train = stream("train", open_augmenter(run, data.path, data.manifest))
     valid, test = stream("valid"), stream("test")
-    splits = TrainingData(train, valid, facts_of(valid.order.shards), load_catalogue(data.path, data.manifest))
+    catalogue = load_catalogue(data.path, data.manifest, load_vectors(data.path, data.manifest))
+    splits = TrainingData(train, valid, facts_of(valid.order.shards), catalogue)
     builder = BackboneBuilder(run, data.path, data.manifest)
     with tempfile.TemporaryDirectory(prefix="mtrec-proof-") as folder:
         fitted = fit(run, data.manifest, splits, LocalContext(folder), builder)

@@ -55,6 +55,7 @@ def check(run: Run, unused: frozenset[str] = frozenset(), most_rows: int = MOST_
             bar.note(name)
             found += CHECKS[name](log)
             bar.advance(1)
+        bar.note("")  # the last line is of them all
     return Checked(log, sorted(found, key=lambda finding: finding.severity != "error"))
 
 

@@ -46,6 +46,9 @@ class Vector(Part):
     Vectors are read as they are, nothing is fitted on them: the model centres each and scales it to one length
     (`model.vectors`), so that neither their mean nor their length counts, and a vector needs at least 4 numbers.
     Where these mean something, declare the numbers themselves in `numbers`.
+
+    They are side features of each candidate. Tasks that match (`retrieval`, `interest_match`) read those of items in
+    their vectors of items, and those of users in their vectors of users.
     """
 
     column: str
@@ -68,7 +71,7 @@ class Table(Part):
     categories: list[CategoryField] = []
     numbers: list[NumberField] = []
     vectors: list[VectorField] = []
-    """Stored once per row of the table, and not with every request."""
+    """Stored once per row of the table, and not with every request or item of the catalogue."""
     published: str | None = None
     """Of items: column with the time since when an item is there; may be empty. The age of an item counts from then,
     else from when the log first mentions it. A time that is later than the candidate's does not count."""
@@ -145,7 +148,9 @@ class Data(Part):
     """Columns of the log itself that are known when the item is shown."""
     numbers: list[NumberField] = []
     vectors: list[VectorField] = []
-    """Likewise; stored with each candidate."""
+    """Likewise; stored with each candidate. Tasks that match (`retrieval`, `interest_match`) do not read them: a row is
+    of a user and of the item shown, and the vector of a user must not tell the item that it is matched with. Declare
+    them in `items` or `users` for these."""
     max_bad_share: Share = 0.01
     """`prepare` stops when a larger share of the rows had to be quarantined."""
     prepared_dir: Annotated[str, Field(min_length=1)] = "prepared"

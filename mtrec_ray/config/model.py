@@ -103,7 +103,11 @@ class Towers(Part):
 
 class Matching(Part):
     """The vectors of users and items, of tasks of the kinds `retrieval` and `interest_match`; see
-    `mtrec_ray.model.matching`."""
+    `mtrec_ray.model.matching`.
+
+    An item's is of its id, and of its categories, text and `vectors` in `data.items`; a user's of the history and of
+    the `vectors` in `data.users`. Neither reads numbers, a user's id or categories, or what a row of the log says.
+    """
 
     dim: PositiveInt = 64
     similarity: Literal["cosine", "dot"] = "cosine"

@@ -65,7 +65,10 @@ class Run(Part):
             if self.data.layout == "behaviours" and task.label is not None:
                 raise ValueError(f"tasks.{name}: layout 'behaviours' needs `event`, not `label`")
             if self.data.layout == "impressions" and task.event is not None and not self.data.feedback:
-                raise ValueError(f"tasks.{name}: layout 'impressions' needs `label`, not `event`")
+                raise ValueError(
+                    f"tasks.{name}: layout 'impressions' needs `label`, not `event`; or say in "
+                    "data.feedback where the feedback of that type lies"
+                )
             if self.data.layout == "impressions" and task.event is not None:
                 for part in ("observed", "feedback_time", "feedback_delay"):
                     if getattr(task, part) is not None:

@@ -66,7 +66,10 @@ class Task(Part):
         # a guest's kind may need none either: that is known, and checked, where its module is imported
         lacks_label = not self.labelled and (bool(given) or BUILT_IN.get(self.kind, "none") != "none")
         if lacks_label or {"label", "event"} <= set(given):
-            raise ValueError("a task needs exactly one of `label` (impressions) and `event` (behaviours)")
+            raise ValueError(
+                "a task needs exactly one of `label` (an expression over the log's columns) and `event` (a type of "
+                "event, or of feedback in files of its own)"
+            )
         if self.feedback_time is not None and self.feedback_delay is not None:
             raise ValueError("feedback_time and feedback_delay exclude each other")
         if self.kind in BUILT_IN and (BUILT_IN[self.kind] == "class") != (self.classes is not None):

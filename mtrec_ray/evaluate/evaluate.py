@@ -61,6 +61,7 @@ def evaluate_run(run_dir: str, prepared: str, run: Run, extra: Mapping[str, str]
         "baselines": splits.get("test", {}).get("baselines", {}),
         "notes": notes,
         "training": {"notes": log.notes},
+        "start": log.start,
         "data": dict(manifest.counts) | {"quarantine": quarantine_reasons(prepared)},
         "id_collisions": [entry.model_dump() for entry in id_collisions(prepared, manifest, run)],
         "throughput": log.throughput(),

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtrec_ray.data.catalogue import Catalogue, load_catalogue
+from mtrec_ray.data.catalogue import Catalogue, CatalogueRows, load_catalogue
 from mtrec_ray.data.manifest import Manifest, ShardEntry
+from mtrec_ray.data.requests.ids import EVENT, ITEM
 from mtrec_ray.data.requests.ragged import offsets_of, spans
 from mtrec_ray.evaluate.candidates import flat, lengths, read_shard
 from mtrec_ray.evaluate.scored import Scored
@@ -26,9 +27,10 @@ def score(prepared: str, manifest: Manifest, kinds: dict[str, MatchingKind], spl
     assert catalogue is not None, "prepared data with tasks that match has a catalogue"
     popularity = {name: catalogue.positives[name] for name in kinds}
     order = {name: np.argsort(np.argsort(-counts, kind="stable")) for name, counts in popularity.items()}
+    rows_of = CatalogueRows(catalogue)
     row_ids, scores, ranks = {}, {}, {}
     for split in splits:
-        shards = [_read(prepared, entry, len(manifest.tasks)) for entry in manifest.shards[split]]
+        shards = [_read(prepared, entry, len(manifest.tasks), rows_of) for entry in manifest.shards[split]]
         row_ids[split] = np.concatenate([np.empty(0, np.int64), *(shard.row_id for shard in shards)])
         item = np.concatenate([np.empty(0, np.int64), *(shard.catalogue for shard in shards)])
         scores[split] = {name: np.log1p(counts[item]) for name, counts in popularity.items()}
@@ -61,19 +63,19 @@ class _Shard(NamedTuple):
     """int64 [E]"""
 
 
-def _read(prepared: str, entry: ShardEntry, tasks: int) -> _Shard:
-    columns = ["row_id", "catalogue", "time", "labels", "candidate_events", "event_catalogue"]
+def _read(prepared: str, entry: ShardEntry, tasks: int, rows_of: CatalogueRows) -> _Shard:
+    columns = ["row_id", ITEM, "time", "labels", "candidate_events", EVENT]
     table = read_shard(prepared, entry, columns)
     row_id = flat(table, "row_id")
-    begins = offsets_of(lengths(table, "event_catalogue"))[:-1]
+    begins = offsets_of(lengths(table, EVENT))[:-1]
     return _Shard(
         row_id,
-        flat(table, "catalogue").astype(np.int64),
+        rows_of.of(flat(table, ITEM)),
         flat(table, "time"),
         flat(table, "labels").reshape(len(row_id), tasks),
         np.repeat(begins, lengths(table, "row_id")),
         flat(table, "candidate_events").astype(np.int64),
-        flat(table, "event_catalogue").astype(np.int64),
+        rows_of.of(flat(table, EVENT)),
     )
 
 

@@ -64,7 +64,6 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
         adapter = run.adapter
         backbone += f", {adapter.kind}" + (f" rank {adapter.rank}" if adapter.kind == "lora" else "")
     lag = f", {run.history.lag:g} s withheld" if run.history.lag else ""
-    shares = f"{run.split.valid:g} valid, {run.split.test:g} test" if run.split.by != "column" else run.split.column
     tasks = [f"{task.name} ({task.kind}, weight {run.tasks[task.name].weight:g})" for task in manifest.tasks]
     weighing = [text for name, text in WEIGHING.items() if name in manifest.context]
     engine = run.engine.name + (f" ZeRO-{run.engine.zero_stage}" if run.engine.name == "deepspeed" else "")
@@ -72,12 +71,37 @@ def facts(run: Run, manifest: Manifest) -> dict[str, str]:
         "tasks": ", ".join(tasks),
         "backbone": backbone,
         "history": f"up to {run.history.max_events} events ({manifest.history_layout}){lag}",
-        "split": f"by {run.split.by}: {shares}",
+        "split": _split(run, manifest),
         "side features": f"{counted(len(manifest.numbers), 'number', 'numbers')}, "
         f"{counted(len(manifest.categories), 'category', 'categories')}{_ids(manifest, run)}",
-        "training": f"{run.train.epochs:g} epochs, {run.train.batch_requests} requests a step, "
+        **_combined(run),
+        "training": f"{run.train.epochs:g} {'epoch' if run.train.epochs == 1 else 'epochs'}, "
+        f"{run.train.batch_requests} requests a step, "
         f"{counted(run.cluster.workers, 'worker', 'workers')}, {engine}, {run.engine.precision}",
         **({"metrics": f"a row counts {' · '.join(weighing)}"} if weighing else {}),
+    }
+
+
+def _split(run: Run, manifest: Manifest) -> str:
+    """Times, where there are any, say more than the shares that led to them, and may not come from shares at all."""
+    split = run.split
+    if manifest.boundaries:
+        times = (np.datetime64(manifest.boundaries[key] // 10**6, "s") for key in ("train_until", "valid_until"))
+        train, valid = (str(time).replace("T", " ") for time in times)  # also of years beyond 9999
+        return f"by time: train until {train}, valid until {valid} UTC"
+    return f"by {split.by}: {split.column if split.by == 'column' else f'{split.valid:g} valid, {split.test:g} test'}"
+
+
+def _combined(run: Run) -> dict[str, str]:
+    """What follows z, how the tasks meet there, and what a step trains, where it is not all of them."""
+    strategy, position = run.strategy, run.position.method
+    steps = [] if strategy.tasks == "joint" else [f"tasks {strategy.tasks}"]
+    steps += [counted(len(strategy.stages), "stage", "stages")] if strategy.stages else []
+    steps += [f"weights follow {', '.join(strategy.adaptive.main)}"] if strategy.adaptive.is_on else []
+    return {
+        "towers": run.towers.kind + (f", position {position}" if position != "none" else ""),
+        "tasks combined by": run.balance.method,
+        **({"strategy": ", ".join(steps)} if steps else {}),
     }
 
 

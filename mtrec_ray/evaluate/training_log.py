@@ -1,4 +1,5 @@
-"""`metrics.jsonl` of a run: a line per log of training (`kind: train`), an evaluation (`valid`) or a `note`."""
+"""`metrics.jsonl` of a run: a line per log of training (`kind: train`), an evaluation (`valid`), a `note`, or
+what it began with (`start`)."""
 
 import json
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ class TrainingLog:
     valid: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     """What the user should know of how it trained, each once: it is noted again after a restart."""
+    start: dict[str, Any] | None = None
+    """Of a run that began with the weights of another: its folder `from`, `from_step`, and `parts`
+    (`train.carrying.Carried`)."""
 
     def throughput(self) -> dict[str, float | None]:
         """Median of each speed over the later half of the train lines: the start is not its steady state."""
@@ -60,5 +64,8 @@ def read_log(path: str) -> TrainingLog:
                 raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
             lines[entry["kind"], entry["step"]] = entry
     ordered = sorted(lines.values(), key=lambda entry: entry["step"])
-    train, valid, notes = ([entry for entry in ordered if entry["kind"] == kind] for kind in ("train", "valid", "note"))
-    return TrainingLog(train, valid, list(dict.fromkeys(entry["text"] for entry in notes)))
+    train, valid, notes, starts = (
+        [entry for entry in ordered if entry["kind"] == kind] for kind in ("train", "valid", "note", "start")
+    )
+    start = {key: starts[0][key] for key in ("from", "from_step", "parts")} if starts else None
+    return TrainingLog(train, valid, list(dict.fromkeys(entry["text"] for entry in notes)), start)

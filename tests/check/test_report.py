@@ -23,6 +23,8 @@ def test_a_clean_log_ends_well(clean_folder: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Nothing found. All " in done.stdout
     assert done.stdout.splitlines()[-1] == str(page)
+    (last,) = (line for line in done.stderr.splitlines() if line.startswith("Checking: 14 checks in"))
+    assert last.endswith("/s)"), "it is of no single check"
     content = json.loads(found.read_text())
     assert content["findings"] == []
     assert len(content["silent"]) == 14
@@ -39,6 +41,7 @@ def test_a_clean_log_ends_well(clean_folder: Path, tmp_path: Path) -> None:
     assert all(link.startswith("#") for link in outline.links)
     assert outline.counts["svg"] == 4 + 4 + 1, "a rate for each task, users, items, two lengths, delay of like"
     assert "None of the checks found anything" in text
+    assert "is to be mended" not in text
 
 
 def test_errors_are_told_with_rows_and_exit_code_1(clean: Log, tmp_path: Path) -> None:
@@ -56,6 +59,7 @@ def test_errors_are_told_with_rows_and_exit_code_1(clean: Log, tmp_path: Path) -
     assert finding["rows"][0]["file"].endswith(".parquet")
     text = page.read_text()
     assert "are dated before the row" in text
+    assert "is to be mended" in text
     assert text.index("are dated before the row") < text.index("Profile of the data")
 
 

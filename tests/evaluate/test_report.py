@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from mtrec_ray import config_file
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate.evaluate import evaluate_run
+from mtrec_ray.evaluate.report import facts
 from tests.evaluate.outline import outline_of
 from tests.evaluate.world import CONFIG, TASKS, write_log, write_predictions
 
@@ -55,6 +56,26 @@ def test_metrics_json_is_what_was_returned_and_holds_the_contract(evaluated, wor
 
 def test_the_page_tells_what_training_noted(page):
     assert page.count(f"<dd>{NOTE}</dd>") == 1
+
+
+def test_facts_are_those_of_the_run(prepared):
+    changes = [
+        "towers.kind=ple",
+        "balance.method=pcgrad",
+        "strategy.stages=[{until: 0.5, train: [towers]}, {until: 1}]",
+    ]
+    changes += ["strategy.tasks=round_robin", "position.method=pal", "train.epochs=1"]
+    run, manifest = config_file.parse(CONFIG, changes), prepared[1]
+    ends = {"train_until": 1_705_017_600_000_000, "valid_until": 1_705_104_000_500_000}
+    told = facts(run, manifest.model_copy(update={"boundaries": ends}))
+    assert told["split"] == "by time: train until 2024-01-12 00:00:00, valid until 2024-01-13 00:00:00 UTC"
+    assert (told["towers"], told["tasks combined by"]) == ("ple, position pal", "pcgrad")
+    assert told["strategy"] == "tasks round_robin, 2 stages"
+    assert told["training"].startswith("1 epoch, ")
+    plain = facts(config_file.parse(CONFIG, ["split.by=user"]), manifest.model_copy(update={"boundaries": {}}))
+    assert plain["split"] == "by user: 0.1 valid, 0.1 test"
+    assert plain["towers"] == "shared_bottom"
+    assert "strategy" not in plain
 
 
 def test_anyone_can_recompute_the_figures_from_the_files(evaluated):
@@ -159,6 +180,18 @@ def test_an_unscored_task_and_no_log_and_one_split(prepared, world, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "no observed rows" in page
     assert "no training log" in page
+
+
+def test_the_page_tells_what_a_run_began_with(prepared, world, tmp_path):
+    _predictions(tmp_path, world)
+    part = {"part": "ids.user", "unit": "rows", "carried": 1234, "fresh": 5, "left": 0}
+    start = {"from": "runs/monday", "from_step": 70, "parts": [part]}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "start", "step": 0, "epoch": 0.0} | start) + "\n")
+    run = config_file.parse(CONFIG, ["evaluate.bootstrap=0", "evaluate.baselines=[]", "backbone=none"])
+    assert evaluate_run(str(tmp_path), prepared[0], run)["start"] == start
+    page = (tmp_path / "report.html").read_text()
+    assert "The weights of runs/monday, step 70:" in page
+    assert "<td>ids.user</td><td>rows</td><td>1,234</td><td>5</td><td>0</td>" in page
 
 
 def _predictions(folder, world):

@@ -10,7 +10,7 @@ import ray
 from ray._private import worker
 
 from mtrec_ray.config import Cluster
-from mtrec_ray.errors import ConfigError, DataError
+from mtrec_ray.errors import ClusterError, ConfigError, DataError
 from mtrec_ray.launch.session import check_resources, find_user_error, ray_session
 
 pytestmark = pytest.mark.ray
@@ -103,6 +103,17 @@ def test_reading_the_data_needs_a_cpu_beside_the_workers():
     check_resources(Cluster(workers=there - 1))
     with pytest.raises(ConfigError, match=f"asks for {there} CPUs, and reading the data for 1 more"):
         check_resources(Cluster(workers=there))
+
+
+def test_a_machine_too_busy_for_ray_is_told(monkeypatch):
+    def slow(**_):
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=r"Ray did not start .* less busy"), ray_session(Cluster()):
+        pass
 
 
 def test_a_cluster_that_does_not_answer_is_told():
