@@ -17,6 +17,7 @@ from mtrec_ray.launch.lost_workers import logs_folder, loss
 from mtrec_ray.launch.relay import Relay
 from mtrec_ray.launch.session import check_resources, find_user_error
 from mtrec_ray.model.backbone import locate
+from mtrec_ray.progress import say
 from mtrec_ray.train.start import follow
 
 
@@ -70,6 +71,7 @@ def run_workers(
         ClusterError: one worker too many was lost.
     """
     check_resources(cluster)
+    say(f"Starting {cluster.workers} worker{'s' * (cluster.workers > 1)}")  # which takes half a minute, or a queue's time
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
