@@ -71,7 +71,7 @@ def run_workers(
         ClusterError: one worker too many was lost.
     """
     check_resources(cluster)
-    say(f"Starting {cluster.workers} worker{'s' * (cluster.workers > 1)}")  # which takes half a minute, or a queue's time
+    say(f"Starting {cluster.workers} worker{'s' * (cluster.workers > 1)}")  # takes a while, or waits
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
