@@ -178,8 +178,8 @@ class ChosenMetric:
 
 def without_value(what: str, reasons: Iterable[str]) -> ConfigError:
     return ConfigError(
-        f"{what} has no value on the validation split ({'; '.join(reasons)}). Choose another metric, or a split whose "
-        "validation rows have such labels."
+        f"{what} has no value on the validation split ({'; '.join(reasons)}). Choose another metric, a larger "
+        "split.valid, or boundaries (split.train_until, split.valid_until) between which there are such labels."
     )
 
 
