@@ -159,7 +159,7 @@ def _open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         with tempfile.TemporaryDirectory(prefix="mtrec-") as folder:
             with pa.OSFile(f"{folder}/whole", "wb") as stream:
                 yield stream
-            copy_file(pafs.LocalFileSystem(), f"{folder}/whole", fs, path)
+            _upload(f"{folder}/whole", fs, path)
         return
     fs.create_dir(os.path.dirname(path), recursive=True)
     temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.tmp"
@@ -175,13 +175,15 @@ def _open_atomic(fs: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         raise
 
 
-def copy_file(source_fs: pafs.FileSystem, source: str, fs: pafs.FileSystem, path: str) -> None:
-    """`pyarrow.fs.copy_files` of one file, but for one thing: pyarrow 26 leaves out that an upload to S3 failed.
+def _upload(local: str, fs: pafs.FileSystem, path: str) -> None:
+    """Not by `pyarrow.fs.copy_files`: pyarrow 26 leaves out that an upload to S3 failed; closing a stream tells it."""
+    with open(local, "rb") as file, fs.open_output_stream(path) as stream:
+        shutil.copyfileobj(file, stream, _COPIED_AT_ONCE)
 
-    Raises:
-        DataError: `path` cannot be written.
-    """
-    with writing(path), source_fs.open_input_stream(source) as file, fs.open_output_stream(path) as stream:
+
+def copy_file(source_fs: pafs.FileSystem, source: str, fs: pafs.FileSystem, path: str) -> None:
+    """One file, which appears under `path` all at once. Raises `DataError`: `path` cannot be written."""
+    with source_fs.open_input_stream(source) as file, open_atomic(fs, path) as stream:
         shutil.copyfileobj(file, stream, _COPIED_AT_ONCE)
 
 

@@ -1,5 +1,6 @@
 """`prepare` and `prune` where nothing can be renamed and folders do not exist: on a store that speaks S3."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_what_was_half_written_is_not_published(store: ObjectStore) -> None:
     assert store.objects["a.bin"] == b"whole"
 
 
+class _Torn(io.BytesIO):
+    """A file system, and its one file, which ends in an error."""
+
+    def open_input_stream(self, path: str) -> "_Torn":
+        return _Torn(b"half")
+
+    def read(self, size: int | None = -1) -> bytes:
+        if not (found := super().read(size)):
+            raise OSError("connection lost")
+        return found
+
+
 @pytest.mark.parametrize("writes", [0, 1, 2])
 def test_a_copy_that_failed_is_told_and_leaves_nothing(store: ObjectStore, tmp_path: Path, writes: int) -> None:
     """It takes three: an upload is begun, has its parts, and is completed."""
@@ -107,6 +120,8 @@ def test_a_copy_that_failed_is_told_and_leaves_nothing(store: ObjectStore, tmp_p
     store.writes_left = 3
     copy_file(*copied)
     store.writes_left = None
+    with pytest.raises(DataError, match="connection lost"):
+        copy_file(_Torn(), "there/b.bin", fs, f"{root}/b.bin")  # type: ignore[arg-type]
     copy_folder(LocalFileSystem(), f"{tmp_path}/here", fs, f"{root}/all")
     assert store.files("runs/") == {"runs/a.bin": b"whole", "runs/all/below/a.bin": b"whole"}
 

@@ -47,7 +47,6 @@ from mtrec_ray.registry import suggest
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _PATTERN = re.compile(r"\s*([^*~:]+?)\s*(?:([*~])\s*([^*~:]+?)\s*)?(?::(.+))?")
-
 _FADING = re.compile(r"(taste .+?|[^ ]+) fading\s+(\S+)")
 
 
