@@ -34,6 +34,9 @@ class Features(Part):
     aggregates: list[str] | Literal["auto"] = "auto"
     """As-of aggregates, e.g. `user`, `item`, `user * genres`, `user ~ genres`, `taste genres`, `taste genres
     fading 20d`; `[]` = none."""
+    matches: list[str] = []
+    """How two categories of the same row go together, e.g. `query * title`, the share of the query's words that the
+    title has, `query ~ title`, how alike their words are to users."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Statistics of items in train rows leave out the fold the user belongs to."""
     time: bool = True

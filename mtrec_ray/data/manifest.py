@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.labels import Labels
 
-FORMAT = 5
+FORMAT = 6
 SPLITS = ("train", "valid", "test")
 
 
@@ -85,7 +85,7 @@ class NumberEntry(_Entry):
 
     name: str
     index: int
-    kind: Literal["number", "time", "aggregate"]
+    kind: Literal["number", "time", "match", "aggregate"]
     mean: float
     std: float
     quantiles: list[float]

@@ -27,6 +27,7 @@ from mtrec_ray.config import Run
 from mtrec_ray.data.catalogue import CATALOGUE
 from mtrec_ray.data.features.aggregates import declared
 from mtrec_ray.data.features.attributes import Tables, read_tables
+from mtrec_ray.data.features.matches import likened
 from mtrec_ray.data.features.side_features import asks_item_past
 from mtrec_ray.data.filesystem import FoundFile, find, joined, write_atomic, write_table_atomic, writing
 from mtrec_ray.data.fitting.fit import MOST_INTERACTIONS, fit
@@ -178,8 +179,8 @@ class _Preparation:
             tables=tables,
             boundaries=boundaries,
             log_end=fit_task.log_end,
-            # Of what was fitted, requests hold neither what tasks are like nor, without aggregates, the statistics.
-            fitted=replace(fitted, tasks=[], statistics=fitted.statistics if aggregates else []),
+            # Of what was fitted, requests hold not what tasks are like, and the statistics only where they are read.
+            fitted=replace(fitted, tasks=[], statistics=fitted.statistics if aggregates or likened(run) else []),
             encoder=encoder,
             shared_end=self.shared_end,
             items_run=items_run,
@@ -192,7 +193,8 @@ class _Preparation:
         manifest = make_manifest(
             run, digest_of_all, self.shared_end, fitted, tokenizer, boundaries, encoded, catalogue, read, counts, sums
         )
-        refitted = kept.changed(key_of(source.run, run.features.aggregates, run.backbone.name), task.common)
+        made_of = key_of(source.run, run.features.aggregates, run.features.matches, run.backbone.name)
+        refitted = kept.changed(made_of, task.common)
         return manifest.model_copy(update={"vectors": vectors}), refitted
 
     def _shuffle(self, tables: Tables) -> tuple[Source, list[BucketFiles], Counter[str]]:

@@ -5,7 +5,6 @@ import pytest
 
 from mtrec_ray.data.features import tastes
 from mtrec_ray.data.features.aggregates import compute, declared, feature_names, parse
-from mtrec_ray.data.features.factors import Interactions, value_factors
 from mtrec_ray.data.features.running import Asked, Past
 from mtrec_ray.data.features.signals import Signal
 from mtrec_ray.data.features.statistics import Statistics
@@ -145,42 +144,3 @@ def test_a_faded_and_an_unfaded_taste_stand_side_by_side():
     assert len(set(feature_names(declared(run), SIGNALS, ["words"]))) == 3 * 3 + 3
     other = config(data__items=ITEMS, tasks=TASKS, features__aggregates=[both[0], both[1].replace("2d", "3d")])
     assert settings(run) != settings(other), "data prepared for one half-life is not taken for another"
-
-
-def planted():
-    """Each item has one of the values 1 to 40, of which half of the users like 1 to 20, and one of 41 to 44."""
-    rng = np.random.default_rng(1)
-    user = np.repeat(np.arange(300), 40)
-    topic, noise = rng.integers(1, 41, len(user)), rng.integers(41, 45, len(user))
-    likes = (topic <= 20) == (user % 2 == 0)
-    label = np.where(rng.random(len(user)) < 0.1, np.nan, rng.random(len(user)) < 0.2 + 0.6 * likes)
-    codes = {"words": np.stack([topic, noise], axis=1)}
-    return Interactions(user, np.zeros(len(user), int), user % 5, label[:, None], codes)
-
-
-def factors_of(rows, left_out):
-    return value_factors(rows, rows.fold != left_out, "words", 45, np.array([[0.5]]), np.array([0.5]))
-
-
-def test_values_that_the_same_users_like_have_like_factors():
-    factors = factors_of(planted(), 0)
-    length = np.linalg.norm(factors, axis=1)
-    cosine = (factors @ factors.T) / np.maximum(np.outer(length, length), 1e-12)
-    assert cosine[1:21, 1:21].min() > 0.9
-    assert cosine[21:41, 21:41].min() > 0.9
-    assert cosine[1:21, 21:41].max() < -0.9
-    assert length[41:].max() < 0.3 * length[1:41].min()
-    assert length[0] < 1e-9
-
-
-def test_where_nobody_likes_anything_in_particular_there_are_no_factors():
-    rows = planted()
-    drawn = np.random.default_rng(2).random(rows.values.shape)
-    assert not factors_of(dataclasses.replace(rows, values=(drawn < 0.5).astype(float)), 0).any()
-
-
-def test_the_fold_that_is_left_out_has_no_part_in_the_factors():
-    rows = planted()
-    changed = dataclasses.replace(rows, values=np.where((rows.fold == 1)[:, None], 1 - rows.values, rows.values))
-    assert np.array_equal(factors_of(rows, 1), factors_of(changed, 1))
-    assert not np.array_equal(factors_of(rows, 0), factors_of(changed, 0))

@@ -7,7 +7,15 @@ import numpy as np
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.aggregates import Aggregate, compute, declared, feature_names
-from mtrec_ray.data.features.attributes import Tables, category_columns, number_columns, read_cells, read_numbers
+from mtrec_ray.data.features.attributes import (
+    Cells,
+    Tables,
+    category_columns,
+    number_columns,
+    read_cells,
+    read_numbers,
+)
+from mtrec_ray.data.features.matches import declared_matches, match_numbers
 from mtrec_ray.data.features.moments import TIME_FEATURES, published_of, time_features, zones_of
 from mtrec_ray.data.features.running import Asked, Past
 from mtrec_ray.data.features.signals import Signal, event_signals, signals
@@ -16,7 +24,7 @@ from mtrec_ray.data.requests.bucket import Bucket, lag_us
 from mtrec_ray.data.requests.ids import fold_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Kind = Literal["number", "time", "aggregate"]
+Kind = Literal["number", "time", "match", "aggregate"]
 
 
 def asks_item_past(run: Run) -> bool:
@@ -39,6 +47,7 @@ def number_names(run: Run) -> list[tuple[str, Kind]]:
     names: list[tuple[str, Kind]] = [(n.feature, "number") for _, n in number_columns(run)]
     if run.features.time:
         names += [(name, "time") for name in TIME_FEATURES]
+    names += [(match.name, "match") for match in declared_matches(run)]
     columns = [c.column for _, c in category_columns(run)]
     return names + [(name, "aggregate") for name in feature_names(declared(run), signals(run), columns)]
 
@@ -51,6 +60,8 @@ class Described:
     """int64 [N] row of the item statistics"""
     categories: dict[str, Array]
     """int32 [N, w]"""
+    cells: dict[str, Cells]
+    """The values that these are the codes of"""
     numbers: dict[str, Array]
     """float64 [N]"""
     zones: Array
@@ -62,15 +73,13 @@ class Described:
 def describe(bucket: Bucket, run: Run, tables: Tables, fitted: Fitted) -> Described:
     """Looks up items, categories and numbers of every row, also of those that are only history."""
     rows = bucket.rows
-    categories = {}
-    for scope, category in category_columns(run):
-        cells = read_cells(scope, category, rows, tables)
-        name = category.column
-        categories[name] = cells.codes(fitted.categories[name], fitted.widths[name])[cells.cell]
+    cells = {category.column: read_cells(scope, category, rows, tables) for scope, category in category_columns(run)}
+    categories = {name: of.codes(fitted.categories[name], fitted.widths[name])[of.cell] for name, of in cells.items()}
     numbers = {number.feature: read_numbers(scope, number, rows, tables) for scope, number in number_columns(run)}
     return Described(
         fitted.items.rank(rows.items)[rows.item],
         categories,
+        cells,
         numbers,
         zones_of(rows, run, tables),
         published_of(rows, tables),
@@ -91,30 +100,38 @@ def candidate_numbers(bucket: Bucket, described: Described, run: Run, fitted: Fi
     if run.features.time:
         columns += time_features(bucket, described.zones, described.published, item_past)
     parts = [np.stack(columns, axis=1) if columns else np.zeros((len(chosen), 0))]
+    matches = declared_matches(run)
+    if matches:
+        parts.append(match_numbers(matches, described.cells, chosen, _statistics_of(bucket, run), fitted))
     aggregates = declared(run)
     if aggregates:
         parts.append(_aggregates(bucket, described, run, fitted, aggregates, item_past))
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+def _statistics_of(bucket: Bucket, run: Run) -> Array:
+    """int64 [C] which statistics each candidate is given: in train those that leave out the user's fold, else all."""
+    folds = np.array([fold_of(name, run.features.folds) for name in bucket.rows.users], dtype=np.int64)
+    return np.where(bucket.train, folds[bucket.candidates.user], run.features.folds)
+
+
 def _aggregates(
     bucket: Bucket, described: Described, run: Run, fitted: Fitted, aggregates: list[Aggregate], item_past: Array
 ) -> Array:
-    """float64 [C, F]: train candidates with the statistics that leave out their user's fold, others with all."""
+    """float64 [C, F]"""
     which = signals(run)
     value, weight = event_signals(bucket.events, which)
     width = len(feature_names(aggregates, which, list(described.categories)))
     result = np.full((len(bucket.candidates.row), width), np.nan)
-    for user, name in enumerate(bucket.rows.users):
+    given = _statistics_of(bucket, run)
+    for user in range(len(bucket.rows.users)):
         events = slice(bucket.events.starts[user], bucket.events.starts[user + 1])
         past = _past(bucket, described, events, value, weight)
         mine = np.arange(bucket.candidates.starts[user], bucket.candidates.starts[user + 1])
-        for of_train in (True, False):
-            chosen = mine[bucket.train[mine] == of_train]
-            if len(chosen):
-                statistics = fitted.statistics[fold_of(name, run.features.folds) if of_train else -1]
-                asked = _asked(bucket, described, chosen, run, item_past)
-                result[chosen] = user_features(aggregates, past, asked, statistics, which)
+        for k in np.unique(given[mine]).tolist():
+            chosen = mine[given[mine] == k]
+            asked = _asked(bucket, described, chosen, run, item_past)
+            result[chosen] = user_features(aggregates, past, asked, fitted.statistics[k], which)
     return result
 
 

@@ -39,7 +39,7 @@ class Statistics:
     scales: dict[str, float]
     """Distance at which two values of a number are unlike, per number feature"""
     tastes: dict[str, Array] = field(default_factory=dict)
-    """float32 [V, d] per category column with a `taste`: see `value_factors`"""
+    """float32 [V, d] per category column that asks for them: see `value_factors`"""
 
 
 def item_statistics(sums: Array) -> dict[str, Array]:

@@ -17,11 +17,12 @@ import numpy as np
 from mtrec_ray.data.features.running import SESSION_US, Asked, Past
 from mtrec_ray.data.features.signals import Signal
 from mtrec_ray.data.features.statistics import Statistics
+from mtrec_ray.data.features.value_rows import LEVEL_WEIGHT, TASTE_WEIGHT, value_rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_LEVEL_WEIGHT, _TASTE_WEIGHT, _HOUR_WEIGHT = 20.0, 5.0, 20.0
-"""Labels as by which the level, the taste, and the difference between the last hour's and both are drawn towards 0."""
+_HOUR_WEIGHT = 20.0
+"""Labels as by which the difference between the last hour's level and taste and all others' is drawn towards 0."""
 _BLOCK, _BLOCK_HALF_LIVES = 512, 100
 
 
@@ -38,9 +39,9 @@ def taste_features(
     """Of each signal the expected residual: by all events, and with the last hour's drawn towards that; and how little
     is known of the candidate's like. `half_life`: microseconds, `inf` = events do not fade."""
     factors = statistics.tastes[column]
-    mine, theirs = _rows(factors, asked.categories[column]), _rows(factors, past.categories[column])
-    known = np.eye(mine.shape[1]) * _TASTE_WEIGHT
-    known[0, 0] = _LEVEL_WEIGHT
+    mine, theirs = value_rows(factors, asked.categories[column]), value_rows(factors, past.categories[column])
+    known = np.eye(mine.shape[1]) * TASTE_WEIGHT
+    known[0, 0] = LEVEL_WEIGHT
     recent = np.eye(mine.shape[1]) * _HOUR_WEIGHT
     begin = np.searchsorted(past.time, asked.time - asked.lag - SESSION_US, side="left")
     fading_from = asked.time - asked.lag if np.isfinite(half_life) else np.zeros_like(asked.time)
@@ -61,13 +62,6 @@ def taste_features(
         found["hour"][:, group] = np.einsum("cd,cds->cs", mine, late[of_candidate])
         found["unknown"][:, group] = (mine * spread).sum(axis=1)[:, None]
     return {f"{name}.{signals[s].name}.{part}": values[:, s] for s in chosen for part, values in found.items()}
-
-
-def _rows(factors: Array, codes: Array) -> Array:
-    """float64 [N, 1 + d]: 1, and the unit mean of the values' factors (zeros without any)."""
-    vectors = (factors[np.maximum(codes, 0)] * (codes > 0)[:, :, None]).sum(axis=1, dtype=np.float64)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([np.ones((len(codes), 1)), vectors], axis=1)
 
 
 def _alike(weight: Array, chosen: list[int]) -> list[list[int]]:

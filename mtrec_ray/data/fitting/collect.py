@@ -16,6 +16,7 @@ from mtrec_ray.data.features.attributes import (
     read_cells,
     read_numbers,
 )
+from mtrec_ray.data.features.matches import likened
 from mtrec_ray.data.features.signals import label_signals, signals
 from mtrec_ray.data.fitting.chains import chain_counts
 from mtrec_ray.data.fitting.delays import delayed
@@ -73,7 +74,7 @@ class KeptRows:
     values: Array
     """float32 [N, S], NaN = not observed"""
     cells: dict[str, Cells]
-    """Of the categories with a `taste`"""
+    """Of the categories whose values have factors"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Collected:
     queries: list[str]
     """Distinct ones of the train rows"""
     interactions: KeptRows | None
-    """None if no aggregate needs them"""
+    """None if nothing needs factors"""
 
 
 def collect(bucket: Bucket, run: Run, tables: Tables, most_interactions: int) -> Collected:
@@ -196,13 +197,13 @@ def _user_tally(bucket: Bucket) -> Tally:
 
 
 def _taste_cells(rows: Rows, run: Run, tables: Tables) -> dict[str, Cells]:
-    """The values of the categories with a `taste`, in all rows."""
-    wanted = {aggregate.of for aggregate in declared(run) if aggregate.kind == "taste"}
+    """The values of the categories whose values have factors, in all rows."""
+    wanted = {aggregate.of for aggregate in declared(run) if aggregate.kind == "taste"} | likened(run)
     return {c.column: read_cells(scope, c, rows, tables) for scope, c in category_columns(run) if c.column in wanted}
 
 
 def _interactions(bucket: Bucket, values: Array, fold: Array, most: int, run: Run, tables: Tables) -> KeptRows | None:
-    """Train rows of users in the order of their hash, as long as they are not too many; None if no aggregate asks."""
+    """Train rows of users in the order of their hash, unless they are too many; None if nothing needs factors."""
     cells = _taste_cells(bucket.rows, run, tables)
     if not cells and not asks_factors(run):
         return None

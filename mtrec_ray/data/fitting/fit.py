@@ -1,6 +1,7 @@
 """Everything that is fitted, from the sums of all buckets: the same however the users were dealt to buckets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from mtrec_ray.data.features.attributes import (
     number_columns,
     table_width,
 )
-from mtrec_ray.data.features.factors import Interactions, item_factors, value_factors
+from mtrec_ray.data.features.factors import Interactions, item_factors
 from mtrec_ray.data.features.signals import signals
 from mtrec_ray.data.features.statistics import Statistics, category_statistics, item_statistics
+from mtrec_ray.data.features.value_factors import Signals, value_factors
 from mtrec_ray.data.fitting.chains import parent_mean
 from mtrec_ray.data.fitting.collect import Moments
 from mtrec_ray.data.fitting.delays import delay_entry
@@ -54,10 +56,15 @@ def fit(gathered: Gathered, run: Run, tables: Tables) -> Fitted:
         domains=Vocabulary.of(gathered.domains.by_count(), min_count=1),
         policies=Vocabulary.of(gathered.policies.by_count(), min_count=1),
         widths=widths,
-        statistics=[
-            _statistics(left_out, items, categories, vocabularies, interactions, gathered.moments, run)
-            for left_out in [*range(run.features.folds), None]
-        ],
+        statistics=_with_tastes(
+            [
+                _statistics(left_out, items, categories, vocabularies, interactions, gathered.moments, run)
+                for left_out in _folds(run)
+            ],
+            interactions,
+            vocabularies,
+            run,
+        ),
         tasks=tasks,
     )
 
@@ -77,15 +84,8 @@ def _statistics(
     names = [signal.name for signal in signals(run)]
     count = len(items.keys) + 1
     factors = {name: np.zeros((count, 1), dtype=np.float32) for name in ["shown", *names]}
-    tastes = {}
-    if interactions is not None:
-        kept = interactions.fold != left_out
-        if asks_factors(run):
-            factors = item_factors(interactions, kept, count, fields["mean"], names)
-        tastes = {
-            name: value_factors(interactions, kept, name, vocabularies[name].size, fields["mean"], fields["spread"])
-            for name in interactions.codes
-        }
+    if interactions is not None and asks_factors(run):
+        factors = item_factors(interactions, interactions.fold != left_out, count, fields["mean"], names)
     return Statistics(
         **fields,
         categories={
@@ -96,8 +96,24 @@ def _statistics(
         },
         factors=factors,
         scales=_scales(moments, run),
-        tastes=tastes,
+        tastes={},
     )
+
+
+def _folds(run: Run) -> list[int | None]:
+    """The folds that statistics leave out; None: those of all rows."""
+    return [*range(run.features.folds), None]
+
+
+def _with_tastes(
+    statistics: list[Statistics], interactions: Interactions | None, vocabularies: dict[str, Vocabulary], run: Run
+) -> list[Statistics]:
+    if interactions is None or not interactions.codes:
+        return statistics
+    binary = np.array([signal.binary for signal in signals(run)])
+    fits = [(fold, Signals(s.mean, s.spread, binary)) for fold, s in zip(_folds(run), statistics, strict=True)]
+    found = {name: value_factors(interactions, name, vocabularies[name].size, fits) for name in interactions.codes}
+    return [replace(s, tastes={name: found[name][k] for name in found}) for k, s in enumerate(statistics)]
 
 
 def _task_entries(gathered: Gathered, run: Run) -> list[TaskEntry]:

@@ -7,7 +7,7 @@ from typing import Any
 from mtrec_ray.config import Backbone, Data, Features, History, Run, Split, Task
 from mtrec_ray.labels import FITTED_PARAMS
 
-FEATURES = {"ids", "min_count", "folds", "time", "aggregates"}
+FEATURES = {"ids", "min_count", "folds", "time", "aggregates", "matches"}
 """What side features are made of; the others are settings of the model."""
 _READ = ("label", "event", "value", "observed", "classes", "kind", "feedback_time", "feedback_delay")
 """Of a task: what is asked of a row."""

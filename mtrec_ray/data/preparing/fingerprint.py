@@ -6,6 +6,7 @@ from typing import Any
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.aggregates import declared
+from mtrec_ray.data.features.matches import declared_matches
 from mtrec_ray.data.filesystem import find
 from mtrec_ray.data.manifest import FORMAT
 from mtrec_ray.data.preparing.dependence import FEATURES, fitted_on
@@ -28,13 +29,15 @@ def settings(run: Run) -> dict[str, Any]:
     backbone: dict[str, Any] = {"name": locate(run.backbone.name)}
     if run.backbone.name == "nano":
         backbone["vocab_size"] = run.backbone.vocab_size
-    features = run.features.model_dump(mode="json", include=FEATURES - {"aggregates"})
+    features = run.features.model_dump(mode="json", include=FEATURES - {"aggregates", "matches"})
+    features["aggregates"] = [[a.kind, a.name, a.tasks] for a in declared(run)]
+    features["matches"] = [match.name for match in declared_matches(run)]
     return {
         "data": run.data.model_dump(mode="json", exclude={"prepared_dir", "max_bad_share"}),
         "tasks": [[name, fitted_on(task)] for name, task in run.tasks.items()],
         "history": run.history.model_dump(mode="json"),
         "split": run.split.model_dump(mode="json"),
-        "features": {**features, "aggregates": [[a.kind, a.name, a.tasks] for a in declared(run)]},
+        "features": features,
         "backbone": backbone,
     }
 

@@ -1,5 +1,7 @@
 """The columns of a generated log and of the tables beside it."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -75,28 +77,49 @@ def truth_table(row_ids: Array, truth: Truth) -> pa.Table:
 
 
 def item_table(world: World) -> pa.Table:
+    """With an item graph also `linked_from`: the items from which an edge leads to this one."""
     items = world.items
-    return pa.table(
-        {
-            "item_id": np.arange(len(items.main)),
-            "title": items.titles,
-            "category": _named(CATEGORIES, items.category),
-            "price": np.round(20 * np.exp(0.6 * items.price), 2),
-        }
-    )
+    columns = {
+        "item_id": np.arange(len(items.main)),
+        "title": items.titles,
+        "category": _named(CATEGORIES, items.category),
+        "price": np.round(20 * np.exp(0.6 * items.price), 2),
+    }
+    if items.neighbours is not None:
+        columns["linked_from"] = _lists(_edges(items.neighbours)[:, ::-1], len(items.main))
+    return pa.table(columns)
 
 
-def user_table(world: World) -> pa.Table:
-    segment = world.users.segment
-    names = [f"s{number}" for number in range(world.scenario.segments)]
-    return pa.table({"user_id": np.arange(len(segment)), "segment": _named(names, segment)})
+def user_table(world: World) -> pa.Table | None:
+    """What is told of users: the segment unless it is hidden, with a social graph `friends`; None if it is nothing."""
+    users = world.users
+    columns: dict[str, Any] = {"user_id": np.arange(len(users.segment))}
+    if not world.scenario.hidden_segments:
+        names = [f"s{number}" for number in range(world.scenario.segments)]
+        columns["segment"] = _named(names, users.segment)
+    if users.friends is not None:
+        columns["friends"] = _lists(_edges(users.friends), len(users.segment))
+    return pa.table(columns) if len(columns) > 1 else None
 
 
 def edge_table(names: tuple[str, str], neighbours: Array) -> pa.Table:
     """One row per edge, each once."""
-    pairs = np.stack([np.repeat(np.arange(len(neighbours)), neighbours.shape[1]), neighbours.ravel()], axis=1)
-    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+    pairs = _edges(neighbours)
     return pa.table({names[0]: pairs[:, 0], names[1]: pairs[:, 1]})
+
+
+def _edges(neighbours: Array) -> Array:
+    """int [E, 2] from and to, each once and none to itself."""
+    pairs = np.stack([np.repeat(np.arange(len(neighbours)), neighbours.shape[1]), neighbours.ravel()], axis=1)
+    return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+
+
+def _lists(pairs: Array, count: int) -> list[str]:
+    """What each of the first has edges to, with blanks between."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    for a, b in pairs.tolist():
+        found[a].append(b)
+    return [" ".join(map(str, sorted(others))) for others in found]
 
 
 def _named(names: tuple[str, ...] | list[str], places: Array) -> pa.Array:

@@ -2,7 +2,8 @@
 
 logs/dt=2024-01-31/hr=07/part-00000.parquet     impressions; with their feedback, unless it has files of its own
 feedback/dt=.../hr=.../part-00000.parquet       on request: one row per feedback, by the time of the feedback
-items.parquet, users.parquet                    titles, categories, prices; segments, unless they are hidden
+items.parquet, users.parquet                    titles, categories, prices, where links come from; segments, unless
+                                                they are hidden, and friends
 user_graph.parquet, item_graph.parquet          edges, in scenarios that have them
 run.yaml, run_random.yaml                       configs: test rows by time; only the uniformly drawn ones of them
 truth.parquet, truth.json                       true probabilities by row id; strengths, sizes, figures
@@ -107,8 +108,9 @@ def _defined(value: Any) -> Any:
 
 def _write_tables(fs: pafs.FileSystem, root: str, world: World) -> None:
     write_table_atomic(fs, f"{root}/items.parquet", item_table(world))
-    if not world.scenario.hidden_segments:
-        write_table_atomic(fs, f"{root}/users.parquet", user_table(world))
+    users = user_table(world)
+    if users is not None:
+        write_table_atomic(fs, f"{root}/users.parquet", users)
     if world.users.friends is not None:
         edges = edge_table(("user_id", "friend_id"), world.users.friends)
         write_table_atomic(fs, f"{root}/user_graph.parquet", edges)

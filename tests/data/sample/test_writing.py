@@ -13,6 +13,7 @@ from mtrec_ray.data.preparing.parallel import serial_tasks
 from mtrec_ray.data.reading.logs import find_files, read_events
 from mtrec_ray.data.sample import SCENARIOS, Size, write_sample, write_scenario
 from mtrec_ray.errors import DataError
+from mtrec_ray.evaluate.candidates import read_candidates
 
 SMALL = Size(users=60, items=120, days=6)
 PLAIN = ["backbone=none", "history.max_events=0", "features.aggregates=[]"]
@@ -90,6 +91,42 @@ def test_every_scenario_is_prepared_without_quarantine(name, config, tmp_path, m
     assert test == (len(late) if config == "run.yaml" else (late["policy"] == "random").sum())
     assert prepared.manifest.policies[1:] == ["logged", "random"]
     assert set(prepared.manifest.domains[1:]) == {domain.name for domain in SCENARIOS[name].domains}
+
+
+@pytest.mark.parametrize(
+    ("name", "graph", "table", "column"),
+    [
+        ("social", "user_graph", "users", {"key": "user_id", "list": "friends", "end": "user_id"}),
+        ("item_to_item", "item_graph", "items", {"key": "item_id", "list": "linked_from", "end": "other_item_id"}),
+    ],
+)
+def test_the_tables_list_the_edges_of_the_graph(name, graph, table, column, tmp_path):
+    write_scenario(str(tmp_path), SCENARIOS[name], SMALL, figures=False)
+    edges = pq.read_table(tmp_path / f"{graph}.parquet").to_pandas()
+    other = next(end for end in edges.columns if end != column["end"])
+    listed = pq.read_table(tmp_path / f"{table}.parquet").to_pandas().set_index(column["key"])[column["list"]]
+    found = {(key, int(value)) for key, text in listed.items() for value in text.split()}
+    assert found == set(zip(edges[column["end"]], edges[other], strict=True))
+    assert len(found) > 100
+
+
+def test_edges_and_likeness_to_the_page_are_numbers_of_the_candidates(tmp_path):
+    write_scenario(str(tmp_path), SCENARIOS["item_to_item"], SMALL, figures=False)
+    data = prepare(config_file.load(tmp_path / "run.yaml", PLAIN), serial_tasks)
+    names = [entry.name for entry in data.manifest.numbers]
+    numbers = {}
+    for split in ("train", "valid", "test"):
+        for part in read_candidates(data.path, data.manifest, split):
+            numbers |= dict(zip(part.row_id.tolist(), part.numbers, strict=True))
+    log = pq.read_table(tmp_path / "logs", partitioning=None).to_pandas()
+    log["row_id"] = pq.read_table(tmp_path / "truth.parquet")["row_id"].to_numpy()
+    edges = set(map(tuple, pq.read_table(tmp_path / "item_graph.parquet").to_pandas().to_numpy()))
+    linked = [(page, item) in edges for page, item in zip(log["seed_item_id"], log["item_id"], strict=True)]
+    column = names.index("seed_item_id * linked_from")
+    assert [numbers[row_id][column] == 1 for row_id in log["row_id"]] == linked
+    assert 0.01 < np.mean(linked) < 0.2
+    likeness = np.array([numbers[row_id][names.index("seed_title ~ title")] for row_id in log["row_id"]])
+    assert np.nanmax(np.abs(likeness)) <= 1 + 1e-6
 
 
 def test_feedback_in_files_of_its_own_is_the_same_feedback(tmp_path, monkeypatch):
