@@ -104,11 +104,8 @@ def test_what_is_chosen_predicts_held_out_users_best_and_beats_the_first_factors
     signals = fits[-1][1]
     chosen = value_factors(rows, "words", size, fits)
     plain = [module._fitted(rows, rows.fold != fold, "words", size, signals).moved(0, 0.0) for fold in range(5)]
-    held = [rows.first(rows.fold == fold, len(rows.user)) for fold in range(5)]
-    losses = [
-        sum(module._loss(held[fold], "words", factors[fold], signals) for fold in range(5))
-        for factors in (chosen, plain)
-    ]
+    held = [module._Held.of(rows.first(rows.fold == fold, len(rows.user)), "words", signals) for fold in range(5)]
+    losses = [sum(held[fold].loss(factors[fold]) for fold in range(5)) for factors in (chosen, plain)]
     assert losses[0] < losses[1]
 
 
@@ -120,7 +117,7 @@ def test_one_iteration_is_the_written_em_step(binary):
     labels = np.where(rng.random(42) < 0.2, np.nan, rng.integers(0, 2, 42) if binary else rng.normal(3, 2, 42))
     rows = Interactions(user, kind, user % 2, labels[:, None], {"words": codes[kind]})
     signals = Signals(rng.uniform(0.2, 0.8, (5, 1)), np.array([2.0]), np.array([binary]))
-    likings = module._Likings.of(rows, kind, signals, 0)
+    likings = module._Likings.of(rows, kind, 5, signals, 0)
     words = module._matrix(codes, 4)
     start = rng.normal(size=(4, 2))
     found = module._next(start, [likings], words)
@@ -156,7 +153,7 @@ def test_neighbours_are_the_values_of_the_same_items_the_rarer_the_more():
 def test_blocks_of_users_change_nothing(monkeypatch):
     rows, size, fits, _ = titled(users=30)
     whole = value_factors(rows, "words", size, fits)
-    monkeypatch.setattr(module, "_BLOCK", 100)
+    monkeypatch.setattr(module, "_USERS", 7)
     parts = value_factors(rows, "words", size, fits)
     assert all(np.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(whole, parts, strict=True))
 

@@ -14,7 +14,7 @@ its neighbours, and how many iterations there are, is chosen by how well the use
 factors of all others: on few rows EM fits noise, and the first factors, moved far, are better.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -41,9 +41,10 @@ _LEVEL, _FIRST_TASTE = 0.5, 1.8
 _LEAST_VARIANCE = 0.01
 _SHARES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """How far values may be moved: multiples of their neighbours' mean that are added."""
-_MOST_ROWS = 1_000_000
+_MOST_ROWS = 500_000
 """Of each fit: all, or those of the first users by hash."""
-_BLOCK = 50_000
+_USERS = 10_000
+"""Users whose tastes are held at once."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def value_factors(
     losses = np.zeros(len(ways))
     for (fold, signals), fitted in zip(fits, found, strict=True):
         if fold is not None:
-            held = rows.first(rows.fold == fold, _MOST_ROWS // len(fits))
-            losses += [_loss(held, column, fitted.moved(*way), signals) for way in ways]
+            held = _Held.of(rows.first(rows.fold == fold, _MOST_ROWS // len(fits)), column, signals)
+            losses += [held.loss(fitted.moved(*way)) for way in ways]
     best = ways[int(np.argmin(losses))]
     return [fitted.moved(*best).astype(np.float32) for fitted in found]
 
@@ -90,11 +91,10 @@ class _Fitted:
 
 def _fitted(rows: Interactions, keep: Array, column: str, values: int, signals: Signals) -> _Fitted:
     kept = rows.first(keep, _MOST_ROWS)
-    kinds, kind = np.unique(kept.codes[column], axis=0, return_inverse=True)
-    kind = kind.ravel()
+    kinds, kind = _kinds(kept, column)
     words = _matrix(kinds, values)
     of_items = np.unique(np.stack([kept.item, kind]), axis=1)[1]
-    likings = [_Likings.of(kept, kind, signals, s) for s in range(kept.values.shape[1])]
+    likings = [_Likings.of(kept, kind, len(kinds), signals, s) for s in range(kept.values.shape[1])]
     with threadpool_limits(1):  # the number of threads changes the last digits
         factors = [_started(likings, words)]
         for _ in range(_MOST_ITERATIONS):
@@ -110,7 +110,7 @@ def _matrix(codes: Array, values: int) -> sparse.csr_matrix:
 
 @dataclass(frozen=True)
 class _Likings:
-    """What one signal says of N rows, in the order of users; K kinds of rows, which have the same values."""
+    """What one signal says of N rows of U users; K kinds of rows, which have the same values."""
 
     user: Array
     """int [N] from 0 upwards"""
@@ -120,30 +120,23 @@ class _Likings:
     """float64 [N] label - the item's mean; numbers are scaled to the spread of a coin"""
     variance: Array
     """float64 [N] of the label given the item: v above"""
+    users: int
+    kinds: int
 
     @classmethod
-    def of(cls, rows: Interactions, kind: Array, signals: Signals, s: int) -> "_Likings":
+    def of(cls, rows: Interactions, kind: Array, kinds: int, signals: Signals, s: int) -> "_Likings":
         seen = ~np.isnan(rows.values[:, s])
         mean = signals.mean[rows.item[seen], s]
-        _, user = np.unique(rows.user[seen], return_inverse=True)
+        names, user = np.unique(rows.user[seen], return_inverse=True)
         residual = rows.values[seen, s] - mean
-        if signals.binary[s]:
-            return cls(user, kind[seen], residual, np.maximum(mean * (1 - mean), _LEAST_VARIANCE))
-        residual /= max(2 * signals.spread[s], 1e-12)
-        return cls(user, kind[seen], residual, np.full(len(residual), 0.25))
+        variance = np.maximum(mean * (1 - mean), _LEAST_VARIANCE)
+        if not signals.binary[s]:
+            residual, variance = residual / max(2 * signals.spread[s], 1e-12), np.full(len(residual), 0.25)
+        return cls(user, kind[seen], residual, variance, len(names), kinds)
 
-    @property
-    def users(self) -> int:
-        return int(self.user.max(initial=-1)) + 1
-
-    def blocks(self) -> Iterator[tuple[slice, Array, Array]]:
-        """Some users each: their rows, where each one's begin among these, and which users they are."""
-        starts = np.searchsorted(self.user, np.arange(self.users + 1))
-        first = 0
-        while first < self.users:
-            last = max(first + 1, int(np.searchsorted(starts, starts[first] + _BLOCK, side="right")) - 1)
-            yield slice(starts[first], starts[last]), starts[first:last] - starts[first], np.arange(first, last)
-            first = last
+    def table(self, values: Array) -> sparse.csr_matrix:
+        """[U, K]: the sum of values [N]."""
+        return sparse.csr_matrix((values, (self.user, self.kind)), shape=(self.users, self.kinds))
 
 
 def _started(likings: Sequence[_Likings], words: sparse.csr_matrix) -> Array:
@@ -160,8 +153,7 @@ def _started(likings: Sequence[_Likings], words: sparse.csr_matrix) -> Array:
     for part in likings:
         total, rows = np.bincount(part.user, part.residual), np.bincount(part.user)
         residual = part.residual - (total / (rows + PRIOR_WEIGHT))[part.user]
-        by_kind = sparse.csr_matrix((residual, (part.user, part.kind)), shape=(part.users, words.shape[0]))
-        parts.append(by_kind @ words @ sparse.diags(per_value))
+        parts.append(part.table(residual) @ words @ sparse.diags(per_value))
         noise += float(residual**2 @ (words.power(2) @ per_value**2)[part.kind])
     matrix = sparse.vstack(parts).tocsr()
     rank = min(_FACTORS, *(n - 1 for n in matrix.shape))
@@ -183,32 +175,42 @@ def _next(factors: Array, likings: Sequence[_Likings], words: sparse.csr_matrix)
     """One iteration of EM."""
     kinds, width = words.shape[0], factors.shape[1]
     rows = np.concatenate([words @ factors, np.full((kinds, 1), _LEVEL)], axis=1)
-    squares = np.zeros((kinds, (width + 1) ** 2))
-    products = np.zeros((kinds, width + 1))
+    of_kinds = _packed(rows[:, :, None] * rows[:, None, :])
+    squares, products = np.zeros_like(of_kinds), np.zeros((kinds, width + 1))
     for part in likings:
-        for chosen, starts, users in part.blocks():
-            x, v, r = rows[part.kind[chosen]], part.variance[chosen], part.residual[chosen]
-            seen = np.add.reduceat(v[:, None, None] * x[:, :, None] * x[:, None, :], starts, axis=0)
-            liked = np.add.reduceat(x * r[:, None], starts, axis=0)
-            spread = np.linalg.inv(seen + np.eye(width + 1))
-            mean = np.einsum("uij,uj->ui", spread, liked)
-            second = (spread + mean[:, :, None] * mean[:, None, :]).reshape(len(users), -1)
-            places = (part.kind[chosen], part.user[chosen] - users[0])
-            shape = (kinds, len(users))
-            squares += sparse.csr_matrix((v, places), shape=shape) @ second
-            products += sparse.csr_matrix((r, places), shape=shape) @ mean
-    square = squares.reshape(kinds, width + 1, width + 1)
+        variance, residual = part.table(part.variance).astype(np.float32), part.table(part.residual)
+        for first in range(0, part.users, _USERS):
+            v, r = variance[first : first + _USERS], residual[first : first + _USERS]
+            spread = np.linalg.inv(_unpacked(v @ of_kinds, width + 1) + np.eye(width + 1))
+            mean = np.einsum("uij,uj->ui", spread, r @ rows)
+            squares += v.T @ _packed(spread + mean[:, :, None] * mean[:, None, :])
+            products += r.T @ mean
+    square = _unpacked(squares, width + 1)
     target = words.T @ (products[:, :width] - _LEVEL * square[:, :width, width])
     square = np.ascontiguousarray(square[:, :width, :width])
 
     def normal(flat: Array) -> Array:
         given = flat.reshape(-1, width)
-        told = words.T @ np.einsum("kij,kj->ki", square, words @ given)
+        told = words.T @ (square @ (words @ given)[:, :, None])[:, :, 0]
         return (told + _VALUE_WEIGHT * given).ravel()
 
     size = factors.size
     found, _ = cg(LinearOperator((size, size), normal), target.ravel(), x0=factors.ravel(), rtol=1e-4, maxiter=30)
     return found.reshape(-1, width)
+
+
+def _packed(symmetric: Array) -> Array:
+    """[N, d, d] -> float32 [N, d (d + 1) / 2]: single precision is enough for sums of squares."""
+    i, j = np.triu_indices(symmetric.shape[1])
+    return symmetric[:, i, j].astype(np.float32)
+
+
+def _unpacked(packed: Array, width: int) -> Array:
+    """[N, d (d + 1) / 2] -> [N, d, d]"""
+    i, j = np.triu_indices(width)
+    square = np.empty((len(packed), width, width))
+    square[:, i, j] = square[:, j, i] = packed
+    return square
 
 
 def _neighbours(words: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -218,19 +220,40 @@ def _neighbours(words: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.diags(1 / np.maximum(np.asarray(together.sum(axis=1)).ravel(), 1e-12)) @ together
 
 
-def _loss(rows: Interactions, column: str, factors: Array, signals: Signals) -> float:
-    """Squared error of every other row of each user, judged by the rows between as `tastes` does."""
-    total = 0.0
-    x = value_rows(factors, rows.codes[column])
-    for s in range(rows.values.shape[1]):
-        part = _Likings.of(rows, np.arange(len(x)), signals, s)
-        for chosen, starts, users in part.blocks():
-            z, r = x[part.kind[chosen]], part.residual[chosen]
-            told = (np.arange(len(z)) - np.repeat(starts, np.diff(starts, append=len(z)))) % 2 == 0
-            seen = np.add.reduceat(told[:, None, None] * z[:, :, None] * z[:, None, :], starts, axis=0)
-            liked = np.add.reduceat(z * (told * r)[:, None], starts, axis=0)
-            known = np.diag([LEVEL_WEIGHT] + [TASTE_WEIGHT] * (z.shape[1] - 1))
-            mean = np.linalg.solve(seen + known, liked[:, :, None])[:, :, 0]
-            error = r - (z * mean[part.user[chosen] - users[0]]).sum(axis=1)
-            total += float(error[~told] @ error[~told])
-    return total
+@dataclass(frozen=True)
+class _Held:
+    """Rows to be predicted: every other one of each signal, from the rows between."""
+
+    kinds: Array
+    """int32 [K, w] their codes"""
+    parts: list[tuple[_Likings, Array, sparse.csr_matrix, sparse.csr_matrix]]
+    """Of each signal: which rows are told (bool [N]), how many of each user and kind, and their residuals"""
+
+    @classmethod
+    def of(cls, rows: Interactions, column: str, signals: Signals) -> "_Held":
+        kinds, kind = _kinds(rows, column)
+        parts = []
+        for s in range(rows.values.shape[1]):
+            part = _Likings.of(rows, kind, len(kinds), signals, s)
+            told = np.arange(len(part.user)) % 2 == 0
+            parts.append((part, told, part.table(told.astype(np.float32)), part.table(told * part.residual)))
+        return cls(kinds, parts)
+
+    def loss(self, factors: Array) -> float:
+        """Squared error of what is predicted as `tastes` does."""
+        x = value_rows(factors, self.kinds)
+        of_kinds = _packed(x[:, :, None] * x[:, None, :])
+        known = np.diag([LEVEL_WEIGHT] + [TASTE_WEIGHT] * (x.shape[1] - 1))
+        total = 0.0
+        for part, told, counts, residuals in self.parts:
+            seen = _unpacked(counts @ of_kinds, x.shape[1])
+            mean = np.linalg.solve(seen + known, (residuals @ x)[:, :, None])[:, :, 0]
+            error = (part.residual - np.einsum("nd,nd->n", x[part.kind], mean[part.user]))[~told]
+            total += float(error @ error)
+        return total
+
+
+def _kinds(rows: Interactions, column: str) -> tuple[Array, Array]:
+    """int32 [K, w] different codes, and int [N] which of them each row has."""
+    kinds, kind = np.unique(rows.codes[column], axis=0, return_inverse=True)
+    return kinds, kind.ravel()
