@@ -15,6 +15,18 @@ settings.register_profile("untimed", deadline=None)  # how long an example takes
 settings.load_profile("untimed")
 
 
+_LONG = ("ray", "slow", "distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that no process is left with one when the others are through."""
+    first = {item.path: len(_LONG) for item in items}
+    for item in items:
+        marks = [place for place, mark in enumerate(_LONG) if item.get_closest_marker(mark)]
+        first[item.path] = min([first[item.path], *marks])
+    items.sort(key=lambda item: first[item.path])
+
+
 @pytest.fixture(scope="module")
 def ray_cluster():
     """A local session that all tests of a module use; functions that open their own share it."""
