@@ -1,6 +1,6 @@
 """How fast `prepare` is, how much memory its workers need, and how both grow with the log.
 
-    python benchmarks/prepare.py [--peers] [--memory] [--growth] [--quick] [--json prepare.json]
+    python benchmarks/prepare.py [--peers] [--memory] [--growth] [--cores] [--quick] [--json prepare.json]
 
 --peers   rows/s against a pipeline of Hugging Face `datasets` (`datasets_peer.py`) on the same generated log, the same
           two cores and the same tokenizer. The tokens of histories and candidates, their lengths and ends, times, row
@@ -11,13 +11,15 @@
 --memory  at least 4 GB of CSV (`wide_logs.py`) through Ray with an object store of 300 MB: the resident memory of each
           worker over time, and its peaks by thirds of each pass; `prepare-memory.png` beside the JSON.
 --growth  the same log in 1, 2 and 4 times the size, with buckets in proportion; seconds, less those of a tiny log.
+--cores   the same log on one core, then twice as many, and so on to all that there are; less a tiny log's seconds.
 
-Without a flag all three. Every run has a process of its own, and all they write is removed. --quick is to see that it
+Without a flag all of them. Every run has a process of its own, and all they write is removed. --quick is to see that it
 works, and measures nothing.
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -58,24 +60,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for part in ("peers", "memory", "growth"):
+    parts = {"peers": peers, "memory": memory, "growth": growth, "cores": cores}
+    for part in parts:
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--users", type=int, default=40_000, help="of the log of --peers, about 44 rows each")
     parser.add_argument("--rounds", type=int, default=2, help="of --peers and --growth, medians are shown")
     parser.add_argument("--gigabytes", type=float, default=4.1, help="of the CSV of --memory")
-    parser.add_argument("--growth-rows", type=int, default=500_000, help="of the smallest log of --growth")
-    parser.add_argument("--set", nargs="*", default=[], help="settings of the config for --memory and --growth")
+    parser.add_argument("--growth-rows", type=int, default=500_000, help="of the smallest log of --growth, and --cores")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the config for all but --peers")
     parser.add_argument("--quick", action="store_true", help="tiny logs, one round")
     parser.add_argument("--json", type=Path, default=Path("prepare.json"))
     parser.add_argument("--without-ray", action="store_true", help="ours in a pool of two processes instead")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.users, arguments.rounds, arguments.gigabytes, arguments.growth_rows = 300, 1, 0.02, 10_000
-    chosen = [part for part in ("peers", "memory", "growth") if getattr(arguments, part)]
+    chosen = [part for part in parts if getattr(arguments, part)]
     result: dict[str, Any] = {"machine": machine(), "cores": CORES}
-    for part in chosen or ("peers", "memory", "growth"):
+    for part in chosen or parts:
         with tempfile.TemporaryDirectory(prefix="mtrec-prepare-") as folder:
-            result[part] = {"peers": peers, "memory": memory, "growth": growth}[part](Path(folder), arguments)
+            result[part] = parts[part](Path(folder), arguments)
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{result['machine']}; written to {arguments.json}")
 
@@ -192,6 +195,27 @@ def growth(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"| {rows:,} | {total:.1f} | {total - start:.1f} | {ratio} |")
     print()
     return {"seconds": {str(rows): times for rows, times in seconds.items()}, "start_s": start, "ratios": ratios}
+
+
+def cores(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds on 1, 2, 4, ... cores, less those of next to none."""
+    sizes, most = (1000, 2 * arguments.growth_rows), len(os.sched_getaffinity(0))
+    for rows in sizes:
+        write_wide_log(folder / str(rows), rows, files=max(rows // 125_000, 2))
+    spent: dict[int, float] = {}
+    print(f"| cores | s of {sizes[1]:,} rows, less a tiny log's | one core / so many |\n|---|---|---|")
+    for count in [2**k for k in range(most.bit_length()) if 2**k <= most]:
+        medians = []
+        for rows in sizes:
+            settings, times = [*_plain(arguments), f"data.buckets={max(_buckets(rows), most)}"], []
+            for _ in range(arguments.rounds):
+                times.append(run_side("ours", folder / str(rows), settings, True, cores=count)["seconds"])
+                shutil.rmtree(folder / str(rows) / "out")
+            medians.append(median(times))
+        spent[count] = medians[1] - medians[0]
+        print(f"| {count} | {spent[count]:.1f} | {spent[1] / spent[count]:.2f} |")
+    print()
+    return {"seconds": spent}
 
 
 _START = 1_704_067_200

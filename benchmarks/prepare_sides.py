@@ -37,10 +37,15 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 
 def run_side(
-    side: str, folder: Path, settings: Sequence[str], with_ray: bool, samples: list[Sample] | None = None
+    side: str,
+    folder: Path,
+    settings: Sequence[str],
+    with_ray: bool,
+    samples: list[Sample] | None = None,
+    cores: int = CORES,
 ) -> dict[str, Any]:
     """Runs one side, and gives what it reports; `samples`: a list to which its memory over time is added."""
-    said = {"settings": list(settings), "with_ray": with_ray, "tell": samples is not None}
+    said = {"settings": list(settings), "with_ray": with_ray, "tell": samples is not None, "cores": cores}
     (folder / "settings.json").write_text(json.dumps(said))
     process = subprocess.Popen([sys.executable, __file__, side, str(folder)], env=os.environ | _QUIET | _ONE_THREAD)
     finish = watch(process.pid) if samples is not None else None
@@ -58,7 +63,7 @@ def run_side(
 
 
 def _ours(folder: Path, run: Run, said: dict[str, Any]) -> dict[str, Any]:
-    """`prepare` as `mtrec prepare` calls it, in a Ray session with two CPUs."""
+    """`prepare` as `mtrec prepare` calls it, in a Ray session with a CPU for each core."""
     import ray
 
     from mtrec_ray.data.prepare import prepare
@@ -71,7 +76,7 @@ def _ours(folder: Path, run: Run, said: dict[str, Any]) -> dict[str, Any]:
         return {"seconds": time.perf_counter() - start, "prepared": path}
     store = STORE_MIB * 2**20
     ray.init(
-        num_cpus=CORES,
+        num_cpus=said["cores"],
         object_store_memory=store,
         include_dashboard=False,
         log_to_driver=False,
@@ -115,8 +120,8 @@ def _peer(folder: Path, run: Run, said: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     side, folder = sys.argv[1], Path(sys.argv[2])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     said = json.loads((folder / "settings.json").read_text())
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: said["cores"]])
     fixed = ["backbone.name=nano", f"data.prepared_dir={folder}/out/prepared"]
     run = config_file.load(f"{folder}/config.yaml", [*fixed, *said["settings"]])
     found = {"ours": _ours, "peer": _peer}[side](folder, run, said)

@@ -63,15 +63,16 @@ def value_factors(
     rows: Interactions, column: str, values: int, fits: Sequence[tuple[int | None, Signals]]
 ) -> list[Array]:
     """float32 [V, d] for each fit: the factors without the rows of the fold that it names; None = from all rows."""
-    found = [_fitted(rows, rows.fold != fold, column, values, signals) for fold, signals in fits]
-    ways = list(product(range(len(found[0].factors)), _SHARES))
-    losses = np.zeros(len(ways))
-    for (fold, signals), fitted in zip(fits, found, strict=True):
-        if fold is not None:
-            held = _Held.of(rows.first(rows.fold == fold, _MOST_ROWS // len(fits)), column, signals)
-            losses += [held.loss(fitted.moved(*way)) for way in ways]
-    best = ways[int(np.argmin(losses))]
-    return [fitted.moved(*best).astype(np.float32) for fitted in found]
+    with threadpool_limits(1):  # the number of threads changes the last digits
+        found = [_fitted(rows, rows.fold != fold, column, values, signals) for fold, signals in fits]
+        ways = list(product(range(_MOST_ITERATIONS + 1), _SHARES))
+        losses = np.zeros(len(ways))
+        for (fold, signals), fitted in zip(fits, found, strict=True):
+            if fold is not None:
+                held = _Held.of(rows.first(rows.fold == fold, _MOST_ROWS // len(fits)), column, signals)
+                losses += [held.loss(fitted.moved(*way)) for way in ways]
+        best = ways[int(np.argmin(losses))]
+        return [fitted.moved(*best).astype(np.float32) for fitted in found]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class _Fitted:
     factors: list[Array]
     """[V, d] before any iteration of EM and after each"""
     neighbours: sparse.csr_matrix
-    """[V, V]: of each value, with shares that add up to 1, the rarer the more; nothing where it has none."""
+    """[V, V]: of each value, with shares that add up to 1, the rarer the more; nothing where it has none"""
 
     def moved(self, iterations: int, share: float) -> Array:
         """Each value with neighbours towards their mean, as far as it differs from that of others."""
@@ -95,10 +96,9 @@ def _fitted(rows: Interactions, keep: Array, column: str, values: int, signals: 
     words = _matrix(kinds, values)
     of_items = np.unique(np.stack([kept.item, kind]), axis=1)[1]
     likings = [_Likings.of(kept, kind, len(kinds), signals, s) for s in range(kept.values.shape[1])]
-    with threadpool_limits(1):  # the number of threads changes the last digits
-        factors = [_started(likings, words)]
-        for _ in range(_MOST_ITERATIONS):
-            factors.append(_next(factors[-1], likings, words) if factors[0].any() else factors[0])
+    factors = [_started(likings, words)]
+    for _ in range(_MOST_ITERATIONS):
+        factors.append(_next(factors[-1], likings, words) if factors[0].any() else factors[0])
     return _Fitted(factors, _neighbours(words[of_items]))
 
 
@@ -214,10 +214,10 @@ def _unpacked(packed: Array, width: int) -> Array:
 
 
 def _neighbours(words: sparse.csr_matrix) -> sparse.csr_matrix:
-    together = (words.T @ words).tolil()
-    together.setdiag(0)
-    together = together.tocsr() @ sparse.diags(1 / np.maximum(np.asarray(words.sum(axis=0)).ravel(), 1))
-    return sparse.diags(1 / np.maximum(np.asarray(together.sum(axis=1)).ravel(), 1e-12)) @ together
+    together = words.T @ words
+    together = together - sparse.diags(together.diagonal())
+    together = together @ sparse.diags(1 / np.maximum(np.asarray(words.sum(axis=0)).ravel(), 1))
+    return (sparse.diags(1 / np.maximum(np.asarray(together.sum(axis=1)).ravel(), 1e-12)) @ together).tocsr()
 
 
 @dataclass(frozen=True)
