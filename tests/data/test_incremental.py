@@ -78,6 +78,10 @@ def of_feedback(**parts: Any) -> dict[str, Any]:
     }
 
 
+MATCHED = {
+    "data__categories": ["shown"],
+    "data__items": {"path": "items.csv", "key": "id", "categories": ["genre"]},
+}
 VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "shares": lambda: {"split": {}, "features__aggregates": ["user", "running item"]},
     "days": lambda: {"data__period": "1d"},
@@ -91,6 +95,12 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
         "tasks": {"next": {"kind": "retrieval", "label": "like", "feedback_delay": 0}},
         "data__items": {"path": "items.csv", "key": "id", "categories": ["genre"]},
         "features__aggregates": [],
+    },
+    "tastes": lambda: {
+        **VARIANTS["fixed"](),
+        **MATCHED,
+        "features__aggregates": ["taste genre fading 2d"],
+        "features__matches": ["shown * genre", "shown ~ genre"],
     },
     "feedback": lambda: of_feedback(data__period="2d"),
     "users": lambda: {"split": {"by": "user"}, "data__columns__request": "shown", "data__max_user_events": 12},
@@ -346,6 +356,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "data.columns.request": {"data__columns__request": "shown"},
     "data.columns.query": {"data__columns__query": "shown"},
     "data.categories": {"data__categories": ["shown"]},
+    "features.matches": {**MATCHED, "features__matches": ["shown * genre"]},
     "data.time_zone": {"data__time_zone": "Asia/Tokyo"},
     "data.buckets": {"data__buckets": 3},
     "data.period": {"data__period": "1d"},
