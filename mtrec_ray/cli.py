@@ -30,6 +30,7 @@ A run is one YAML file:
 
 \b
   mtrec init LOGS > run.yaml      look at the logs, write a config
+  mtrec explain                   what a config may hold: parts, keys, names
   mtrec train run.yaml            prepare (cached), train, evaluate, report
   mtrec train run.yaml --set name=longer --set train.epochs=5
 
@@ -169,6 +170,28 @@ def init(
 
 
 @app.command()
+def explain(
+    what: Annotated[
+        str | None, typer.Argument(metavar="WHAT", help="A part or a key of a config, or a name that one gives.")
+    ] = None,
+) -> None:
+    """Say what a config may hold: its keys with types and defaults, and the kinds, towers, methods ... that it names.
+
+    Without WHAT a line for each part of a config, each choice and each name.
+
+    \b
+    Examples:
+      mtrec explain
+      mtrec explain train
+      mtrec explain tasks.params
+      mtrec explain ple
+    """
+    from mtrec_ray.explain import text
+
+    print(text.overview() if what is None else text.explain(what))
+
+
+@app.command()
 def check(
     config_or_logs: Annotated[
         list[str],
@@ -248,7 +271,7 @@ def prepare(
         print(prepare(located(run)).path)
     if prune:
         deleted, kept = pruning.prune(run.data.prepared_dir)
-        say(f"{deleted} pieces that no prepared folder refers to were deleted, {kept} stay")
+        say(f"{deleted:,} pieces that no prepared folder refers to were deleted, {kept:,} stay")
 
 
 @app.command()

@@ -35,11 +35,11 @@ def test_help_is_quick_and_names_every_verb():
     done = mtrec("--help")
     assert time.monotonic() - started < 3  # about 0.3 s alone; the machine may be busy
     assert done.returncode == 0
-    for verb in [*VERBS, "quickstart"]:
+    for verb in [*VERBS, "quickstart", "explain"]:
         assert re.search(rf"│ {verb} ", done.stdout), verb
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, "explain"])
 def test_a_verbs_help_teaches_by_example(verb):
     done = mtrec(verb, "--help")
     assert done.returncode == 0
@@ -73,6 +73,9 @@ def test_neither_help_nor_a_wrong_config_starts_ray_or_torch(config):
     assert done.stdout.splitlines()[-1] == "0 []"
     done = mtrec(command=("-c", code.format(["train", str(config), "--set", "train.epoch=1"])))
     assert done.stdout.splitlines()[-1] == "2 ['mtrec_ray.config']"
+    done = mtrec(command=("-c", code.format(["explain", "tune.scheduler"])))
+    assert "asynchronous successive halving" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 ['mtrec_ray.config']"
 
 
 @pytest.mark.parametrize("verb", ["prepare", "pretrain", "train"])

@@ -20,7 +20,7 @@ LAYERS = [
     {"evaluate"},
     {"train"},
     {"search", "compare", "check"},
-    {"launch"},
+    {"launch", "explain"},
     {"cli", "__main__"},
 ]
 """From the bottom up; a module imports from its own set and from those below."""

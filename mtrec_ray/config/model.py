@@ -15,12 +15,10 @@ from mtrec_ray.config.part import Dropout, Part
 
 
 class Backbone(Part):
-    """The shared language model.
-
-    `name`: `none` (side features only), `nano` (the built-in decoder, sized below), a Hugging Face name or a path.
-    """
+    """The shared language model."""
 
     name: str = "nano"
+    """`none` (side features only), `nano` (the built-in decoder, sized below), a Hugging Face name or a path."""
     pooling: Literal["auto", "last", "mean"] = "auto"
     packing: Literal["auto", "require", "off"] = "auto"
     """`auto` falls back to one sequence per candidate, with the reason, if the start-up probe finds a difference."""

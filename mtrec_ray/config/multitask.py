@@ -31,6 +31,15 @@ class Stage(Part):
     layers: Annotated[int, Field(ge=0)] | None = None
     """Of `adapters`, only those of this many layers from the top; all by default."""
 
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        if self.layers is not None and "adapters" not in self.train:
+            raise ValueError(
+                f"layers is {self.layers}, but it says which adapters are trained, and the stage trains "
+                f"{', '.join(self.train)}; remove layers, or add adapters to `train`"
+            )
+        return self
+
 
 class Adaptive(Part):
     """Task weights that validation rows steer during the run; see `mtrec_ray.multitask.strategy.adaptive`. Tasks that

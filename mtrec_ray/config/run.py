@@ -24,8 +24,11 @@ class Run(Part):
     """A whole run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Of the run, and of its folder below `cluster.storage`."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of all that is drawn: the first weights, the order of requests, dropout, resamplings."""
     plugins: list[str] = []
+    """Modules of your own that are imported first, and register kinds, towers, balance methods or metrics."""
     data: Data
     tasks: dict[str, Task] = Field(min_length=1)
     history: History = History()
@@ -57,6 +60,16 @@ class Run(Part):
                 "but adapter.kind adalora ranks whole ones; set engine.zero_stage: 0 or engine.name: plain, or take "
                 "adapter.kind: lora"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit_backbone(self) -> Self:
+        for i, stage in enumerate(self.strategy.stages):
+            if stage.layers is not None and self.backbone.name == "none":
+                raise ValueError(
+                    f"strategy.stages[{i}].layers is {stage.layers}, but backbone is 'none', which has no layers; "
+                    "remove layers, or name a backbone"
+                )
         return self
 
     @model_validator(mode="after")

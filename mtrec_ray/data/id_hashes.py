@@ -77,7 +77,7 @@ def table_collisions(users: Sequence[str], items: Sequence[str], run: Run) -> li
 def collision_notes(entries: Sequence[CollisionEntry]) -> list[str]:
     """One line for each table."""
     return [
-        f"{entry.ids} {entry.of}s in {entry.rows} rows, {entry.hashes} for each: {entry.some:.2%} share some of them "
-        f"with another ({entry.expected_some:.2%} expected), {entry.all:.2%} all ({entry.expected_all:.2%})"
+        f"{entry.ids:,} {entry.of}s in {entry.rows:,} rows, {entry.hashes} for each: {entry.some:.2%} share some of "
+        f"them with another ({entry.expected_some:.2%} expected), {entry.all:.2%} all ({entry.expected_all:.2%})"
         for entry in entries
     ]

@@ -65,7 +65,7 @@ class Judged(NamedTuple):
         bad = int((~np.isfinite(rows.scores)).sum())
         if bad:
             raise DataError(
-                f"{bad} of {rows.scores.size} scores are not finite numbers; the model that gave them diverged."
+                f"{bad:,} of {rows.scores.size:,} scores are not finite numbers; the model that gave them diverged."
             )
         return rows
 

@@ -108,8 +108,9 @@ def read_scores(path: str, split: str, row_id: np.ndarray, tasks: list[str], col
     places = positions(table.column("row_id").to_numpy(), row_id)
     if (places < 0).any():
         raise DataError(
-            f"{path} scores {table.num_rows} rows of split '{split}', but not row_id {row_id[places < 0][0]} "
-            f"({int((places < 0).sum())} of {len(row_id)} rows missing). Both must come from the same prepared data."
+            f"{path} scores {table.num_rows:,} rows of split '{split}', but not row_id {row_id[places < 0][0]} "
+            f"({int((places < 0).sum()):,} of {len(row_id):,} rows missing). Both must come from the same prepared "
+            "data."
         )
     columns = {task: f"{column}.{task}" for task in tasks if f"{column}.{task}" in table.column_names}
     chosen = {task: table.column(name).take(pa.array(places)) for task, name in columns.items()}

@@ -126,15 +126,16 @@ def task_section(
     """Everything the page says about one task on one split."""
     main = kind.reported[:2]
     entry = found["splits"][split]["tasks"][task.name]
+    best = tables.references(kind.reported, entry)
     notes = {baseline: by_task[task.name] for baseline, by_task in found["notes"].items() if task.name in by_task}
     return _table(task, kind, found["splits"][split]) | {
-        "verdicts": tables.verdicts(kind.reported, entry),
+        "verdicts": tables.verdicts(best, entry),
         "covered": entry.get("gauc_covered"),
         "lists": entry.get("lists"),
         "matches": kind.matches,
         "slices": tables.slice_rows(main, entry),
         "slice_metrics": [tables.metric_title(metric) for metric in main],
-        "reference": tables.baseline_title(tables.reference_of(entry) or ""),
+        "references": {tables.metric_title(metric): tables.baseline_title(name) for metric, name in best.items()},
         "notes": {tables.baseline_title(baseline): note for baseline, note in notes.items()},
         "figures": _task_figures(task, "calibration" in kind.reported, comparison, pen),
     }

@@ -1,6 +1,6 @@
 """The report's tables as plain values: cells with their intervals, the best one marked, verdicts in words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,6 @@ TITLES = {
     "gbdt": "gradient-boosted trees",
     "side_features": "side features only",
 }
-REFERENCES = ("popularity", "gbdt", "side_features", "running_rates", "constant")
-"""Verdicts and slices compare with the first of these that scored the task; `popularity` is for tasks that match."""
 METRICS = {
     "auc": ("AUC", "chance that a random positive is scored above a random negative; 0.5 is guessing"),
     "gauc": ("GAUC", "AUC within each user, weighted by rows, over the users who have both classes"),
@@ -53,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The paired difference to the reference: `tone` is `better`, `worse` or `even` (the interval holds 0)."""
+    """The paired difference to a baseline: `tone` is `better`, `worse` or `even` (the interval holds 0)."""
 
     metric: str
     value: str
@@ -94,34 +92,46 @@ def comparison_rows(names: tuple[str, ...], model: Entry, others: dict[str, Entr
     ]
 
 
-def verdicts(names: tuple[str, ...], model: Entry) -> list[Verdict]:
-    """Per ranking metric, the difference to the reference baseline; empty without one."""
-    reference = reference_of(model)
-    if reference is None:
-        return []
-    differences = model["difference"][reference]
+def references(names: tuple[str, ...], model: Entry) -> dict[str, str]:
+    """The best baseline by each metric that ranks, which verdicts compare with; none where no baseline has the metric.
+
+    Best on the rows that are judged: of all baselines that could be named, no other leaves the model a smaller lead.
+    So the choice makes a model look worse by the luck of the luckiest baseline, and never better.
+    """
+    best = {}
+    for name in names:
+        direction = metrics.direction(name)
+        leads = {
+            baseline: direction * found[name]["value"]
+            for baseline, found in model["difference"].items()
+            if name in found
+        }
+        if direction and leads:
+            best[name] = min(leads, key=lambda baseline: leads[baseline])
+    return best
+
+
+def verdicts(against: Mapping[str, str], model: Entry) -> list[Verdict]:
+    """Per metric in `against`, the difference to the baseline named there; `model`: the entry of all rows, or of a
+    slice, which may not define it."""
     return [
-        _verdict(name, differences[name], reference)
-        for name in names
-        if name in differences and metrics.direction(name)
+        _verdict(name, model["difference"][baseline][name], baseline)
+        for name, baseline in against.items()
+        if name in model["difference"][baseline]
     ]
 
 
-def reference_of(model: Entry) -> str | None:
-    """The baseline that verdicts compare with."""
-    found = model["difference"]
-    return next((name for name in (*REFERENCES, *sorted(found)) if name in found), None)
-
-
 def slice_rows(names: tuple[str, ...], model: Entry) -> list[dict[str, Any]]:
-    """Per slice: rows, positives, the model's figures, and the verdicts on them."""
+    """Per slice: rows, positives, the model's figures, and the verdicts on them, against the best baselines of all
+    rows."""
+    against = references(names, model)
     return [
         {
             "title": title,
             "rows": f"{entry['n']:,}",
             "positives": f"{entry['positives']:,}" if "positives" in entry else "",
             "cells": [_cell(name, entry, False) for name in names],
-            "verdicts": {verdict.metric: verdict for verdict in verdicts(names, entry)},
+            "verdicts": {verdict.metric: verdict for verdict in verdicts(against, entry)},
         }
         for title, entry in model["slices"].items()
     ]

@@ -75,9 +75,14 @@ def pretrain_if_needed(run: Run, prepared: str) -> None:
 
 
 def side_features_only(run: Run) -> Run:
-    """The same run without a language model, on the same prepared data, and so with the same steps; from nothing."""
-    backbone = run.backbone.model_copy(update={"name": pretrained.NONE})
-    return run.model_copy(update={"backbone": backbone, "train": run.train.model_copy(update={"start_from": None})})
+    """The same run without a language model, on the same prepared data, and so with the same steps; from nothing, and
+    in one stage, since one that trains adapters alone would have nothing to train."""
+    changes = {
+        "backbone": run.backbone.model_copy(update={"name": pretrained.NONE}),
+        "train": run.train.model_copy(update={"start_from": None}),
+        "strategy": run.strategy.model_copy(update={"stages": []}),
+    }
+    return run.model_copy(update=changes)
 
 
 def _train_one(run: Run, prepared: str, folder: RunFolder, title: str) -> None:

@@ -104,7 +104,7 @@ def test_what_is_told() -> None:
     entries = table_collisions(users, items, run)
     assert [(e.of, e.ids, e.rows, e.hashes) for e in entries] == [("user", 30, 20, 3), ("item", 9, 1000, 3)]
     note = collision_notes(entries)[1]
-    assert note.startswith("9 items in 1000 rows, 3 for each: ")
+    assert note.startswith("9 items in 1,000 rows, 3 for each: ")
     assert f"{entries[1].some:.2%} share some of them with another ({entries[1].expected_some:.2%} expected)" in note
     assert table_collisions(users, items, make_run()) == []
 

@@ -2,15 +2,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.config import Category, Number, Run
+from mtrec_ray.config import Category, Number, PartitionRange, Run
 from mtrec_ray.config_file import parse
 from mtrec_ray.data.inspection.inspect import propose_config
 from mtrec_ray.data.reading.logs import check_log, find_files, read_events
-from mtrec_ray.data.reading.tables import read_entities
+from mtrec_ray.data.reading.tables import EntityTable, read_entities
 from mtrec_ray.data.sample import write_sample
 from mtrec_ray.errors import DataError
 
@@ -29,8 +30,13 @@ def propose(*paths: Path | str, **tables: str) -> tuple[Run, list[str]]:
     first = next(read_events(files[0], 0, run))
     assert first.table.num_rows == first.rows_read > 0
     if run.data.items is not None:
-        assert (read_entities(run.data.items).lookup(first.table.column("item")) >= 0).any()
+        assert (read_items(run).lookup(first.table.column("item")) >= 0).any()
     return run, notes
+
+
+def read_items(run: Run) -> EntityTable:
+    assert run.data.items is not None
+    return read_entities(run.data.items, unit=run.data.items.time_unit or run.data.time_unit)
 
 
 def write_csv(path: Path, header: str, *rows: str) -> Path:
@@ -245,3 +251,104 @@ def test_columns_that_only_look_so_are_left_alone(tmp_path: Path, header: str, c
     run, _ = propose(write_csv(tmp_path / "log.csv", f"user_id,item_id,time,click,{header}", *rows))
     columns = run.data.columns
     assert (columns.position, columns.query, columns.domain) == (None, None, None)
+
+
+def partitioned(folder: Path, *names: str) -> Path:
+    """Two rows in a file of each of these folders."""
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        header = "user_id,item_id,time,click"
+        write_csv(folder / name / "part.csv", header, f"1,{i},{START + i},0", f"2,{i},{START + i},1")
+    return folder
+
+
+def test_folders_that_are_days_are_partitions_and_the_rest_is_a_choice(tmp_path: Path) -> None:
+    days = ["dt=2026-01-30", "dt=2026-01-31", "dt=2026-02-01"]
+    logs = partitioned(tmp_path / "shop", *(f"{day}/hr={hour:02}" for day in days for hour in (7, 8)))
+    run, notes = propose(logs)
+    assert run.data.partitions == {"dt": PartitionRange()}
+    assert run.data.period is None
+    assert len(find_files(run.data)) == 6
+    assert "folders dt=2026-01-30 to dt=2026-02-01 are partitions, which a range can choose among" in notes
+    text, _ = propose_config([str(logs)])
+    remark = "  # all from 2026-01-30 to 2026-02-01; as {dt: {first: 2026-01-31}} only those from then on"
+    assert f"  partitions: {{dt: {{}}}}{remark}\n" in text
+    chosen = parse(text.replace("{dt: {}}", "{dt: {first: 2026-01-31}}").replace("  # period:", "  period:"))
+    assert chosen.data.period == 86_400
+    assert len(find_files(chosen.data)) == 4
+
+
+@pytest.mark.parametrize(
+    ("folders", "keys", "period"),
+    [
+        (["date=20260131", "date=20260201"], ["date"], True),
+        (["month=2026-01", "month=2026-02"], ["month"], False),
+        (["year=2025/month=12", "year=2026/month=01"], ["year"], False),
+        (["country=no/dt=2026-01-31", "country=se/dt=2026-01-31"], ["dt"], True),
+        (["dt=2026-01-31", "dt=__HIVE_DEFAULT_PARTITION__"], ["dt"], True),
+        (["country=no", "country=se"], [], False),
+        (["id=20261399", "id=20260101"], [], False),
+        (["dt=2026-01-31", "more"], [], False),
+        (["2026-01-31", "2026-02-01"], [], False),
+    ],
+)
+def test_only_dates_that_all_files_have_are_partitions(
+    tmp_path: Path, folders: list[str], keys: list[str], period: bool
+) -> None:
+    logs = partitioned(tmp_path / "logs", *folders)
+    run, _ = propose(logs)
+    assert list(run.data.partitions) == keys
+    assert len(find_files(run.data)) == 2
+    text, _ = propose_config([str(logs)])
+    assert ("# period: 1d" in text) == period
+
+
+def test_single_files_have_no_partitions(tmp_path: Path) -> None:
+    logs = partitioned(tmp_path / "logs", "dt=2026-01-31")
+    write_csv(logs / "dt=2026-01-31" / "about.csv", "item_id,title", "0,a", "1,b")
+    run, notes = propose(logs)
+    assert run.data.partitions == {}
+    assert any("only files with a user and a time are logs" in note for note in notes)
+
+
+ITEMS = ("1,a red shoe,2020-09-01", "1,a blue shoe,2020-09-10", "2,a hat,2020-09-01", "2,a cap,2020-09-09")
+
+
+@pytest.mark.parametrize("column", ["valid_from", "updated_at"])
+def test_a_table_with_several_rows_per_id_holds_from_a_time_on(tmp_path: Path, column: str) -> None:
+    log = write_csv(tmp_path / "log.csv", "user_id,item_id,time,click", f"1,1,{START},0", f"1,2,{START},1")
+    items = write_csv(tmp_path / "items.csv", f"item_id,title,{column}", *ITEMS)
+    run, notes = propose(log, items=str(items))
+    assert run.data.items is not None
+    assert (run.data.items.key, run.data.items.valid_from, run.data.items.time_unit) == ("item_id", column, "iso")
+    assert run.data.items.text == "{title}"
+    assert any(f"a row holds from its '{column}' on" in note for note in notes)
+    table = read_items(run)
+    assert table.versions is not None
+    (now,) = table.versions.at(pa.array(["1"]), np.array([START * 10**6])).tolist()
+    assert table.text[now] == "a blue shoe"
+
+
+@pytest.mark.parametrize(("column", "found"), [("valid_from", "valid_from"), ("updated_at", None)])
+def test_where_each_id_has_one_row_only_the_very_name_says_so(tmp_path: Path, column: str, found: str | None) -> None:
+    """When a row of an ordinary table was last written says nothing of when it began to hold."""
+    log = write_csv(tmp_path / "log.csv", "user_id,item_id,time,click", f"1,1,{START},0", f"1,2,{START},1")
+    users = write_csv(tmp_path / "users.csv", f"user_id,country,{column}", f"1,no,{START - 5}", f"2,se,{START - 9}")
+    run, _ = propose(log, users=str(users))
+    assert run.data.users is not None
+    assert (run.data.users.valid_from, run.data.users.time_unit) == (found, None)
+
+
+def test_several_rows_per_id_without_a_time_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv", "user_id,item_id,time,click", f"1,1,{START},0", f"1,2,{START},1")
+    items = write_csv(tmp_path / "items.csv", "item_id,title", "1,a", "1,b", "2,c", "2,d")
+    with pytest.raises(DataError, match=r"data\.items\.path: .*call the column with that time 'valid_from'"):
+        propose_config([str(log)], items=str(items))
+
+
+def test_a_table_of_versions_is_found_beside_the_logs(tmp_path: Path) -> None:
+    log = write_csv(tmp_path / "log.csv", "user_id,item_id,time,click", f"1,1,{START},0", f"1,2,{START},1")
+    write_csv(tmp_path / "items.csv", "item_id,title,valid_from", *ITEMS)
+    run, _ = propose(log)
+    assert run.data.items is not None
+    assert run.data.items.valid_from == "valid_from"

@@ -159,6 +159,12 @@ def test_the_page_says_what_it_must(outline, evaluated):
         "Results on valid",
     ):
         assert expected in text, expected
+    baselines = {name: by_task["like"]["auc"] for name, by_task in found["baselines"].items()}
+    best = max(baselines, key=baselines.get)
+    titles = {"running_rates": "running rates", "gbdt": "gradient-boosted trees", "constant": "constant"}
+    lead = f"{like['auc'] - baselines[best]:+.4f}".replace("-", "−")
+    assert f"{lead} against {titles[best]}" in text, "the tile of the task"
+    assert "can make this model look worse, never better" in text
     # 2 x (like, rating), train loss, and the four validation metrics of the log
     assert outline.counts["svg"] == 4 + 1 + 5
 

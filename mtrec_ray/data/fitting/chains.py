@@ -36,7 +36,7 @@ def parent_mean(name: str, counts: Array, run: Run) -> float | None:
     if alone > run.data.max_bad_share * happened:
         parent = run.tasks[name].parent
         raise DataError(
-            f"tasks.{name}: {alone:.0f} of {happened:.0f} train rows with label 1 have label 0 of its parent "
+            f"tasks.{name}: {alone:,.0f} of {happened:,.0f} train rows with label 1 have label 0 of its parent "
             f"'{parent}', more than data.max_bad_share ({run.data.max_bad_share}); a step cannot happen without the "
             "one before it. Correct one of the two labels (as `clicked or bought` for a click), or raise "
             "data.max_bad_share."

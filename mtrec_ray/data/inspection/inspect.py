@@ -3,7 +3,7 @@
 import keyword
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from mtrec_ray.config import is_time_zone
 from mtrec_ray.data.filesystem import is_url
 from mtrec_ray.data.inspection.glimpse import Glimpse, named, plain
 from mtrec_ray.data.inspection.inspect_feedback import describe_feedback
+from mtrec_ray.data.inspection.inspect_partitions import describe_partitions
 from mtrec_ray.data.inspection.inspect_tables import describe_table, table_beside
 from mtrec_ray.data.reading.cells import as_text, guess_unit
 from mtrec_ray.data.reading.context import MOST_POSITION
@@ -73,8 +74,10 @@ def propose_config(
     notes: list[str] = []
     logs, files = _pick_logs(paths, notes)
     log = Glimpse(files, "data.logs")
-    notes.append(f"{files[0].format} logs in {len(files)} file(s); looked at the first {log.rows} rows")
-    data: dict[str, Any] = {"logs": logs}
+    notes.append(f"{files[0].format} logs in {len(files):,} file(s); looked at the first {log.rows:,} rows")
+    as_given = logs in (paths, paths[0])  # and not single files, which have no folders below them
+    partitions, remarks = describe_partitions(files, notes) if as_given else ({}, [])
+    data: dict[str, Any] = {"logs": logs} | partitions
     split = _find_split(log, notes)
     columns = _find_columns(log, split is not None, notes)
     event = None if feedback is not None else _find_event(log, columns)
@@ -102,9 +105,10 @@ def propose_config(
     items = items or table_beside(log, columns["item"], relative, notes)
     for name, path, key in (("items", items, columns["item"]), ("users", users, columns["user"])):
         if path is not None:
-            data[name] = describe_table(path, log, key, name, notes)
+            data[name] = describe_table(path, log, key, name, data.get("time_unit", "s"), notes)
     tree = {"name": _run_name(paths[0]), "data": data, "tasks": tasks}
-    return _write(tree if split is None else tree | {"split": {"by": "column", "column": split}}), notes
+    tree |= {} if split is None else {"split": {"by": "column", "column": split}}
+    return _write(tree, {"partitions": remarks}), notes
 
 
 def _pick_logs(paths: list[str], notes: list[str]) -> tuple[str | list[str], list[DataFile]]:
@@ -293,15 +297,17 @@ def _run_name(path: str) -> str:
     return next((stem for stem in stems if stem.lower() not in generic), "run")
 
 
-def _write(tree: dict[str, Any]) -> str:
-    """YAML with the small mappings on one line each."""
+def _write(tree: dict[str, Any], remarks: Mapping[str, list[str]]) -> str:
+    """YAML with the small mappings on one line each. `remarks`: by key of `data`, what is said beside it, and below."""
     lines = [f"name: {_inline(tree['name'])}", "data:"]
     for key, value in tree["data"].items():
         if key in ("items", "users"):
             lines.append(f"  {key}:")
             lines += [f"    {part}: {_inline(content)}" for part, content in value.items()]
         else:
-            lines.append(f"  {key}: {_inline(value)}")
+            beside, *below = remarks.get(key, [""])
+            lines.append(f"  {key}: {_inline(value)}" + (f"  # {beside}" if beside else ""))
+            lines += [f"  # {remark}" for remark in below]
     lines.append("tasks:")
     lines += [f"  {_inline(name)}: {_inline(task)}" for name, task in tree["tasks"].items()]
     lines += [f"split: {_inline(tree['split'])}"] if "split" in tree else []

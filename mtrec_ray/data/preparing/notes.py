@@ -21,7 +21,8 @@ def reuse_notes(kept: Kept, refitted: bool, run: Run) -> list[str]:
     notes = []
     for kind, unit, done in ((READ, "files", "read"), (SHARDS, "shards", "encoded")):
         if kept.made[kind] < kept.total[kind]:
-            notes.append(f"{kept.made[kind]} of {kept.total[kind]} {unit} were {done} now, the others are as they were")
+            made = f"{kept.made[kind]:,} of {kept.total[kind]:,}"
+            notes.append(f"{made} {unit} were {done} now, the others are as they were")
     if refitted:
         why = "What is fitted on the train rows has changed since the last time, so all shards were encoded anew"
         if run.split.fit_until is not None:
@@ -63,23 +64,25 @@ def delivery_notes(counts: Mapping[str, int], run: Run) -> list[str]:
     """One line for each thing that was asked for, and for users without a past."""
     notes = []
     if counts.get("repeats"):
-        notes.append(f"{counts['repeats']} rows were delivered before (data.unique_by) and left out")
+        notes.append(f"{counts['repeats']:,} rows were delivered before (data.unique_by) and left out")
     if counts.get("feedback"):
         notes.append(
-            f"{counts['feedback']} rows of feedback: {counts['feedback_unmatched']} belong to no exposure and are left "
-            f"out, {counts['feedback_repeated']} are not the first of their type for their exposure"
+            f"{counts['feedback']:,} rows of feedback: {counts['feedback_unmatched']:,} belong to no exposure and are "
+            f"left out, {counts['feedback_repeated']:,} are not the first of their type for their exposure"
         )
     if counts.get("long_users"):
         notes.append(
-            f"{counts['long_users']} users have more than data.max_user_events {run.data.max_user_events} rows: their "
-            f"{counts['rows_of_long_users_left_out']} earliest rows are left out"
+            f"{counts['long_users']:,} users have more than data.max_user_events {run.data.max_user_events} rows: "
+            f"their {counts['rows_of_long_users_left_out']:,} earliest rows are left out"
         )
     if counts.get("rows_unmapped"):
-        notes.append(f"{counts['rows_unmapped']} rows have a user that data.user_map does not know; they keep their id")
+        notes.append(
+            f"{counts['rows_unmapped']:,} rows have a user that data.user_map does not know; they keep their id"
+        )
     for split in ("valid", "test"):
         new, users = counts[f"{split}_users_without_earlier_event"], counts[f"{split}_users"]
         if new:
-            notes.append(f"{new / users:.1%} of the {users} {split} users have no earlier event")
+            notes.append(f"{new / users:.1%} of the {users:,} {split} users have no earlier event")
     return notes
 
 
@@ -87,19 +90,19 @@ def summary(prepared: Prepared, run: Run) -> list[str]:
     """What is said of prepared data that was just made."""
     manifest = prepared.manifest
     counts = manifest.counts
-    sizes_text = ", ".join(f"{sum(s.candidates for s in manifest.shards[split])} {split}" for split in SPLITS)
+    sizes_text = ", ".join(f"{sum(s.candidates for s in manifest.shards[split]):,} {split}" for split in SPLITS)
     lines = [
-        f"Prepared {counts['candidates']} candidates ({sizes_text}) of {counts['users']} users in {counts['requests']} "
-        f"requests: {prepared.path}"
+        f"Prepared {counts['candidates']:,} candidates ({sizes_text}) of {counts['users']:,} users in "
+        f"{counts['requests']:,} requests: {prepared.path}"
     ]
     if counts["rows_quarantined"]:
-        lines.append(f"{counts['rows_quarantined']} bad rows are in {joined(prepared.path, 'quarantine.parquet')}")
+        lines.append(f"{counts['rows_quarantined']:,} bad rows are in {joined(prepared.path, 'quarantine.parquet')}")
     if not manifest.boundaries and counts["users_with_few_candidates"]:
-        lines.append(f"{counts['users_with_few_candidates']} users have fewer than 3 candidates: all in train")
+        lines.append(f"{counts['users_with_few_candidates']:,} users have fewer than 3 candidates: all in train")
     if counts["cut_texts"]:
         lines.append(
-            f"{counts['cut_events']} events in histories and {counts['cut_candidates']} candidates have texts longer "
-            "than history.event_tokens or history.candidate_tokens; they were cut"
+            f"{counts['cut_events']:,} events in histories and {counts['cut_candidates']:,} candidates have texts "
+            "longer than history.event_tokens or history.candidate_tokens; they were cut"
         )
     lines += collision_notes(manifest.id_collisions)
     lines += delivery_notes(counts, run)

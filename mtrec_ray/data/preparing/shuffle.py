@@ -192,10 +192,10 @@ def check_shuffled(files: Sequence[LogFile], counts: Sequence[FileCounts], run: 
     read, reasons = sum(c.rows_read for c in counts), sum((c.reasons for c in counts), Counter[str]())
     bad = reasons.total()
     if bad > run.data.max_bad_share * read:
-        common = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common(3))
+        common = "; ".join(f"{reason} ({n:,})" for reason, n in reasons.most_common(3))
         example = next(c.example for c in counts if c.example)
         raise DataError(
-            f"data.logs: {bad} of {read} rows ({bad / read:.1%}) cannot be used, more than data.max_bad_share "
+            f"data.logs: {bad:,} of {read:,} rows ({bad / read:.1%}) cannot be used, more than data.max_bad_share "
             f"{run.data.max_bad_share:.1%}. Most common: {common}. For example {example}. All of them are in "
             f"'{quarantine}'. Correct the log or the config, or raise data.max_bad_share."
         )

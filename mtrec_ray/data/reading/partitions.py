@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from mtrec_ray.config import PartitionRange
 from mtrec_ray.errors import ConfigError, DataError
 
-_NULL = "__HIVE_DEFAULT_PARTITION__"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 """What Hive and Spark write for a partition without a value."""
 _WHOLE = re.compile(r"[+-]?\d+")
 
@@ -56,11 +56,11 @@ class Partitions:
                     f"{self.where}.{key}: '{path}' lies in no folder '{key}=...'. Take the key out of "
                     f"{self.where}, or give `logs` the folder whose files all lie in such ones."
                 )
-        return {key: None if said[key] == _NULL else said[key] for key in self.ranges}
+        return {key: None if said[key] == NO_VALUE else said[key] for key in self.ranges}
 
     def holds(self, values: Mapping[str, str | None]) -> bool:
         """Whether a file with these values is inside all ranges."""
-        return all(self._inside(key, _NULL if value is None else value) for key, value in values.items())
+        return all(self._inside(key, NO_VALUE if value is None else value) for key, value in values.items())
 
     def described(self) -> str:
         """For messages: `dt from 2026-01-01 to 2026-01-31`."""
@@ -81,7 +81,7 @@ class Partitions:
 
     def _inside(self, key: str, value: str) -> bool:
         first, last = _bound(self.ranges[key].first), _bound(self.ranges[key].last)
-        if value == _NULL:
+        if value == NO_VALUE:
             return first is None and last is None
         for bound in (first, last):
             if bound is not None and not _comparable(bound, value):

@@ -1,5 +1,6 @@
 """Who is judged how: areas under the ROC curve of the truth, the ideal observer and the floors on the test rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,10 @@ from mtrec_ray.data.sample import floors
 from mtrec_ray.data.sample.exposures import Exposures, Truth
 from mtrec_ray.data.sample.observer import Sees, predict
 from mtrec_ray.data.sample.population import Array
+from mtrec_ray.data.sample.scenario import Stage
 from mtrec_ray.data.sample.simulate import World
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.progress import track
 
 BLIND = {"text": Sees(text=False), "ids": Sees(ids=False), "history": Sees(history=False)}
 """The observer without one of its senses."""
@@ -50,29 +53,41 @@ def judge(
     Raises:
         ConfigError: a stage without labels of both classes in one of the periods.
     """
-    scenario, size, items, users = world.scenario, world.size, world.items, world.users
-    seen = predict(scenario, size, items, users, log)
-    blind = {name: predict(scenario, size, items, users, log, sees) for name, sees in BLIND.items()} if worth else {}
+    looks = {"": Sees(), **(BLIND if worth else {})}
+    predicted: dict[str, dict[str, Array]] = {}
     found = {}
-    for stage in scenario.stages:
-        rows = floors.Periods.of(log, scenario, stage, size, truth.bot)
-        _check_classes(stage.name, log.labels[stage.name], rows)
-        test = rows.test
-        label, user = log.labels[stage.name][test], log.user[test]
-        real, own = truth.probability[stage.name][test], seen[stage.name][test]
-        drawn = log.random[test]
-        simple = floors.scores(scenario, items, users, log, stage, rows)
-        area = auc(label, own)
-        found[stage.name] = Figures(
-            rows=len(label),
-            positives=int(label.sum()),
-            oracle=(auc(label, real), gauc(label, real, user)),
-            observer=(area, gauc(label, own, user)),
-            random=(auc(label[drawn], real[drawn]), auc(label[drawn], own[drawn])),
-            floors={name: auc(label, score) for name, score in simple.items()},
-            worth={name: area - auc(label, p[stage.name][test]) for name, p in blind.items()},
-        )
-    return found, seen
+    with track("Judging", len(looks) + len(world.scenario.stages), "steps") as bar:
+        for name, sees in looks.items():
+            predicted[name] = predict(world.scenario, world.size, world.items, world.users, log, sees)
+            bar.advance()
+        for stage in world.scenario.stages:
+            found[stage.name] = _figures(world, log, truth, stage, predicted)
+            bar.advance()
+    return found, predicted[""]
+
+
+def _figures(
+    world: World, log: Exposures, truth: Truth, stage: Stage, predicted: Mapping[str, Mapping[str, Array]]
+) -> Figures:
+    """`predicted`: by the sense that the observer lacks, "" = none, and by stage, probabilities [N]."""
+    scenario, items, users = world.scenario, world.items, world.users
+    rows = floors.Periods.of(log, scenario, stage, world.size, truth.bot)
+    _check_classes(stage.name, log.labels[stage.name], rows)
+    test = rows.test
+    label, user = log.labels[stage.name][test], log.user[test]
+    real, drawn = truth.probability[stage.name][test], log.random[test]
+    own = predicted[""][stage.name][test]
+    simple = floors.scores(scenario, items, users, log, stage, rows)
+    area = auc(label, own)
+    return Figures(
+        rows=len(label),
+        positives=int(label.sum()),
+        oracle=(auc(label, real), gauc(label, real, user)),
+        observer=(area, gauc(label, own, user)),
+        random=(auc(label[drawn], real[drawn]), auc(label[drawn], own[drawn])),
+        floors={name: auc(label, score) for name, score in simple.items()},
+        worth={name: area - auc(label, blind[stage.name][test]) for name, blind in predicted.items() if name},
+    )
 
 
 def _check_classes(task: str, labels: Array, rows: floors.Periods) -> None:

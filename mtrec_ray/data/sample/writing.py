@@ -38,6 +38,7 @@ from mtrec_ray.data.sample.tables import (
     user_table,
 )
 from mtrec_ray.errors import ConfigError
+from mtrec_ray.progress import Bar, track
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,15 @@ def write_scenario(
     _write_tables(fs, root, world)
     tally = _Tally()
     kept: list[tuple[np.ndarray, Exposures, Truth]] = []
-    with open_atomic(fs, f"{root}/truth.parquet") as stream, _TableStream(stream) as truths:
-        for ids, rows, truth in _write_days(fs, root, world, feedback_files):
+    with (
+        track("Writing days", size.days, "days") as bar,
+        open_atomic(fs, f"{root}/truth.parquet") as stream,
+        _TableStream(stream) as truths,
+    ):
+        for ids, rows, truth in _write_days(fs, root, world, feedback_files, bar):
             truths.write(truth_table(ids, truth))
             tally.add(rows)
+            bar.note(f"{tally.rows:,} rows")
             if figures:
                 kept.append((ids, rows, truth))
         if tally.rows == 0:
@@ -120,7 +126,7 @@ def _write_tables(fs: pafs.FileSystem, root: str, world: World) -> None:
 
 
 def _write_days(
-    fs: pafs.FileSystem, root: str, world: World, feedback_files: bool
+    fs: pafs.FileSystem, root: str, world: World, feedback_files: bool, bar: Bar
 ) -> Iterator[tuple[np.ndarray, Exposures, Truth]]:
     """Ids, rows and truth of each day, once they are written. Feedback waits until its own day is over."""
     impressions, feedback = Partitions(fs, f"{root}/logs"), Partitions(fs, f"{root}/feedback")
@@ -133,6 +139,7 @@ def _write_days(
         if feedback_files:
             waiting.append(feedback_table(world, rows, first))
             waiting = [_until(waiting, world.size.start + (day + 1) * DAY, feedback)]
+        bar.advance()
     if waiting:
         _until(waiting, None, feedback)
 

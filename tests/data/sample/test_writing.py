@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from mtrec_ray import cli, config_file
+from mtrec_ray import cli, config_file, progress
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.preparing.parallel import serial_tasks
 from mtrec_ray.data.reading.logs import find_files, read_events
@@ -36,6 +37,16 @@ def test_the_seed_decides_every_byte(shop, tmp_path):
     write_scenario(str(other), SCENARIOS["ecommerce"], Size(users=60, items=120, days=6, seed=1), figures=False)
     assert bytes_of(again) == bytes_of(shop[0]), "files of an earlier sample must be gone too"
     assert bytes_of(other) != bytes_of(again)
+
+
+def test_writing_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    ticks = itertools.count(step=2 * progress.LINE_INTERVAL)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(ticks)))
+    generated = write_scenario(str(tmp_path), SCENARIOS["ecommerce"], SMALL, figures=False)
+    said = capsys.readouterr().err
+    for day in range(1, 7):
+        assert re.search(rf"^Writing days: {day}/6 days \(\d+%\), .* left, ([\d,]+) rows$", said, re.MULTILINE), day
+    assert f"left, {generated.rows:,} rows\n" in said
 
 
 def test_partitions_are_hours_and_rows_ordered_in_them(shop):
@@ -187,6 +198,8 @@ def test_the_command_prints_what_can_be_known(tmp_path):
     assert run.exit_code == 0, run.output
     for word in ("conversion", "oracle", "observer", "trees", "gap", "worth of history"):
         assert word in run.output
+    looks = 4  # with all senses, and without each of three
+    assert f"Judging: {looks + len(SCENARIOS['ads'].stages)} steps in" in run.output
     assert run.output.rstrip().endswith("run.yaml")
     figures = json.loads((tmp_path / "ads/truth.json").read_text())["generated"]["figures"]["click"]
     assert f"{figures['oracle'][0]:.3f}" in run.output

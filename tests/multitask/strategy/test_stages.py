@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from mtrec_ray.config import Stage
@@ -20,6 +22,29 @@ def test_a_stage_too_short_for_a_step_is_left_out() -> None:
 def test_the_span_of_a_step() -> None:
     found = spans(STAGES, 100)
     assert [span_at(found, step) for step in (0, 24, 25, 99, 100)] == [found[0], found[0], found[1], found[2], found[2]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["backbone=none", "strategy.stages=[{until: 0.5, train: [towers]}, {until: 1, layers: 2}]"],
+            "strategy.stages[1].layers is 2, but backbone is 'none', which has no layers; remove layers, or name a",
+        ),
+        (
+            ["backbone=nano", "strategy.stages=[{until: 0.5, train: [towers, tables], layers: 0}, {until: 1}]"],
+            "strategy.stages.0: layers is 0, but it says which adapters are trained, and the stage trains towers",
+        ),
+    ],
+)
+def test_layers_that_would_do_nothing_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_run(*overrides)
+
+
+def test_layers_of_a_backbone_and_stages_without_layers_are_taken() -> None:
+    assert make_run("backbone=nano", "strategy.stages=[{until: 1, layers: 2}]").strategy.stages[0].layers == 2
+    assert make_run("backbone=none", "strategy.stages=[{until: 1}]").strategy.stages[0].layers is None
 
 
 @pytest.mark.parametrize(

@@ -68,14 +68,14 @@ def publish_texts(run: Run, prepared: str) -> None:
     known = int(pc.is_in(pa.array(keys, pa.string()), value_set=load_items(prepared).keys).to_numpy(False).sum())
     if not known:
         raise DataError(
-            f"{WHERE}: none of its {len(keys)} texts is of an item with a train row. Its keys, as "
+            f"{WHERE}: none of its {len(keys):,} texts is of an item with a train row. Its keys, as "
             f"{', '.join(repr(key) for key in keys[:3])}, must be items of the log as in data.columns.item."
         )
     order = np.argsort(np.array(keys), kind="stable")
     table = pa.table({"item": pa.array(keys, pa.string()), "text": pa.array(texts, pa.string())})
     filesystem, path = open_fs(texts_path(prepared, settings))
     write_table_atomic(filesystem, path, table.take(pa.array(order)))
-    say(f"{WHERE}: {known} texts for items of the train rows, {len(keys) - known} for others")
+    say(f"{WHERE}: {known:,} texts for items of the train rows, {len(keys) - known:,} for others")
 
 
 def _from_table(settings: ItemText) -> tuple[list[str], list[str]]:
@@ -83,7 +83,7 @@ def _from_table(settings: ItemText) -> tuple[list[str], list[str]]:
     assert settings.key is not None
     keys, texts, left_out = read_texts(Table(path=settings.path, key=settings.key, text=settings.text), WHERE)
     if left_out:
-        say(f"{WHERE}: {left_out} row(s) of the table have no key or no text, and are left out")
+        say(f"{WHERE}: {left_out:,} row(s) of the table have no key or no text, and are left out")
     return keys, texts
 
 
