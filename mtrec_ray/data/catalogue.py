@@ -26,16 +26,17 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.data.filesystem import open_fs
 from mtrec_ray.data.manifest import Manifest
+from mtrec_ray.data.requests.ids import RowsByHash
 from mtrec_ray.data.requests.ragged import Ragged
 from mtrec_ray.data.requests.rows import NEVER
-from mtrec_ray.data.vectors import row_column
+from mtrec_ray.data.vectors import StoredVectors
 from mtrec_ray.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CATALOGUE = "catalogue.parquet"
 _POSITIVES = "positives."
-_ITEM_ROW = row_column("item")
+_ITEM_ROW = "item_row"
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,7 @@ class CatalogueRows:
     """The rows of a catalogue by the hashes of its items."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._order = np.argsort(catalogue.hashes)
-        self._hashes = catalogue.hashes[self._order]
+        self._rows = RowsByHash(catalogue.hashes)
 
     def of(self, hashes: Array) -> Array:
         """int64 [N] of the items with these hashes, int64 [N].
@@ -118,19 +118,18 @@ class CatalogueRows:
         Raises:
             DataError: an item that the catalogue lacks.
         """
-        place = np.searchsorted(self._hashes, hashes)
-        known = place < len(self._hashes)
-        known[known] = self._hashes[place[known]] == hashes[known]
-        if not known.all():
+        found = self._rows.of(hashes)
+        if missing := int((found < 0).sum()):
             raise DataError(
-                f"{CATALOGUE}: {int((~known).sum())} of {len(known)} items of requests are not in it. The prepared "
+                f"{CATALOGUE}: {missing} of {len(found)} items of requests are not in it. The prepared "
                 "folder is damaged; delete it and run `mtrec prepare` again."
             )
-        found: Array = self._order[place]
         return found
 
 
-def load_catalogue(prepared: str, manifest: Manifest, stored: Mapping[str, Array] | None = None) -> Catalogue | None:
+def load_catalogue(
+    prepared: str, manifest: Manifest, stored: Mapping[str, StoredVectors] | None = None
+) -> Catalogue | None:
     """The catalogue of a prepared folder; None where no task needs one.
 
     `stored`: the vectors of items and users (`data.vectors.load_vectors`), which a model needs of data that has some.
@@ -150,7 +149,8 @@ def load_catalogue(prepared: str, manifest: Manifest, stored: Mapping[str, Array
         raise DataError(_damaged(prepared, path, f"{len(found)} items", promised))
     if any(entry.scope == "item" for entry in manifest.vectors) and found.item_row is None:
         raise DataError(_damaged(prepared, path, f"no column '{_ITEM_ROW}'", "vectors of items"))
-    return replace(found, vectors=(stored or {}).get("item"))
+    of_items = (stored or {}).get("item")
+    return replace(found, vectors=None if of_items is None else of_items.values)
 
 
 def _damaged(prepared: str, path: str, found: str, promised: str) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.labels import Labels
 
-FORMAT = 6
+FORMAT = 7
 SPLITS = ("train", "valid", "test")
 
 

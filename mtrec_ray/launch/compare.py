@@ -28,7 +28,7 @@ from mtrec_ray.search.records import first_line
 from mtrec_ray.train.checks import check_data
 from mtrec_ray.train.evaluation import chosen_metric
 from mtrec_ray.train.guards import chosen_guards
-from mtrec_ray.train.start import check_start
+from mtrec_ray.train.start import check_start, check_variants
 
 COMPARISON = "compare.yaml"
 """The resolved config; by its name a comparison's folder is told from that of a run or a search."""
@@ -58,6 +58,7 @@ def compare(run: Run, overwrite: bool = False) -> Compared:
 
     run = located(run)
     plan, folder = make_plan(run), RunFolder.of(run)
+    check_variants(run, ((variant.name, variant.run) for variant in plan.variants))
     with ray_session(run.cluster):
         check_resources(run.cluster)
         _open(folder, plan, overwrite)

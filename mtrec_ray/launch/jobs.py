@@ -12,13 +12,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from mtrec_ray.config import Cluster, Run
 from mtrec_ray.data.filesystem import is_url
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import ConfigError, UserError
 from mtrec_ray.launch.lost_workers import logs_folder, loss
 from mtrec_ray.launch.relay import Relay
 from mtrec_ray.launch.session import check_resources, find_user_error
 from mtrec_ray.model.backbone import locate
 from mtrec_ray.progress import say
-from mtrec_ray.train.start import follow
+from mtrec_ray.train.start import WHERE, follow
 
 
 def absolute(path: str) -> str:
@@ -32,10 +32,16 @@ def located(run: Run, begun: Run | None = None) -> Run:
     `begun`: the config with which it began, if it goes on; then the run that it started from is not looked at again.
 
     Raises:
-        ConfigError: what `train.start_from` names is no finished run, or not one that fits.
+        ConfigError: what `train.start_from` names is no finished run, not one that fits, or about to be replaced.
     """
     start = run.train.start_from
     path = None if start is None else absolute(start).rstrip("/")
+    own = absolute(f"{run.cluster.storage.rstrip('/')}/{run.name}")
+    if path is not None and f"{path}/".startswith(f"{own}/"):
+        raise ConfigError(
+            f"{WHERE}: '{start}' lies in {own}, the folder that this run itself writes, and --overwrite would delete "
+            f"it first. Choose another name (--set name={run.name}-next)."
+        )
     update = {
         "backbone": run.backbone.model_copy(update={"name": locate(run.backbone.name)}),
         "train": run.train.model_copy(update={"start_from": path}),

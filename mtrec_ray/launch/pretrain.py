@@ -13,6 +13,7 @@ from mtrec_ray.launch.relay import Relay, relayed
 from mtrec_ray.launch.session import ray_session
 from mtrec_ray.progress import Bar, say
 from mtrec_ray.train import pretrained
+from mtrec_ray.train.start import Start
 
 _LOG_EVERY = 10
 
@@ -27,6 +28,12 @@ def pretrain(run: Run) -> str:
     if run.backbone.name == pretrained.NONE:
         raise ConfigError("backbone.name is 'none': there is no language model to pretrain. Set backbone.name: nano.")
     run = located(run)
+    start = run.train.start_from
+    if start is not None and Start.read(start).run.backbone.name != pretrained.NONE:
+        raise ConfigError(
+            "train.start_from: the run that starts from another one has its language model, and reads none that is "
+            "pretrained now. Pretrain without it (--set train.start_from=null)."
+        )
     with ray_session(run.cluster):
         prepared = absolute(prepare(run).path)
         folder = pretrained.backbone_folder(run, prepared)

@@ -45,7 +45,7 @@ from mtrec_ray.search.suggest import TRIAL, TrialSearcher, count_trials, make_se
 from mtrec_ray.search.wording import title
 from mtrec_ray.train.checks import check_data, check_parts
 from mtrec_ray.train.schedule import evaluation_interval, planned_steps
-from mtrec_ray.train.start import check_start
+from mtrec_ray.train.start import check_start, check_variants
 
 BEST = "best.yaml"
 RAY_FOLDER = ".tune"
@@ -68,6 +68,7 @@ def tune(run: Run, resume: bool = False, overwrite: bool = False, config_path: s
     space = Space.parse(run)
     for _, probe in space.probes(run):
         check_parts(probe)
+    check_variants(run, ((entry.where, probe) for entry, probe in space.probes(run)))
     check_selection(run.tune)
     mode = choose_mode(run, space)
     with ray_session(run.cluster):

@@ -11,6 +11,7 @@ differently before the first step; on the same data it is not.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -127,6 +128,24 @@ def follow(run: Run) -> Run:
             "that all machines see, and set backbone.name to that; or start from nothing."
         )
     return run.model_copy(update={"backbone": run.backbone.model_copy(update={"name": locate(folder)})})
+
+
+def check_variants(run: Run, variants: Iterable[tuple[str, Run]]) -> None:
+    """Whether other settings of `run` fit the run that it starts from, as far as the configs tell; before any data is
+    read. `variants`: what a refusal opens with, and the config, which may start from nothing.
+
+    Raises:
+        ConfigError: see `Start.read` and `check_settings`.
+    """
+    if run.train.start_from is None:
+        return
+    start = Start.read(run.train.start_from)
+    for where, variant in variants:
+        if variant.train.start_from is not None:
+            try:
+                check_settings(variant, start)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
 
 
 def check_start(run: Run, prepared: str, manifest: Manifest) -> None:

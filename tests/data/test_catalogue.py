@@ -93,7 +93,7 @@ def test_items_name_their_stored_vectors(tmp_path):
         prepared = prepare(run(data__items=items), serial_tasks)
         stored = load_vectors(prepared.path, prepared.manifest)
         found = load_catalogue(prepared.path, prepared.manifest, stored)
-        assert found.vectors is stored["item"]
+        assert found.vectors is stored["item"].values
         assert dict(zip(found.items.to_pylist(), found.item_row.tolist(), strict=True)) == {
             item: 1 + order.index(item) if item in order else 0
             for item in ("i0", "i1", "i2", "i3", "i4", "i5", "last", "late", "never")

@@ -53,7 +53,10 @@ def write(name: str, seed: int, day: int, rows: int = 14, items: int = ITEMS) ->
 
 def write_table(items: int) -> None:
     """The last item first, so that each new one moves the others."""
-    Path("items.csv").write_text("id,genre\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in reversed(range(items))))
+    rows = [f'{i},{"ab"[i % 2]},"[{i}, 0.5, 1, 2]"\n' for i in reversed(range(items))]
+    Path("items.csv").write_text("id,genre,image\n" + "".join(rows))
+    versions = [f'{i % USERS},{START + DAY * (i % 4)},"[{i}, 1.5, 2, 0]"\n' for i in reversed(range(2 * items))]
+    Path("users.csv").write_text("id,since,graph\n" + "".join(versions))
 
 
 def run_of(prepared: str = "prepared", **parts: Any) -> Run:
@@ -101,6 +104,11 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
         **MATCHED,
         "features__aggregates": ["taste genre fading 2d"],
         "features__matches": ["shown * genre", "shown ~ genre"],
+    },
+    "vectors": lambda: {
+        **VARIANTS["fixed"](),
+        "data__items": {"path": "items.csv", "key": "id", "vectors": ["image"]},
+        "data__users": {"path": "users.csv", "key": "id", "valid_from": "since", "vectors": ["graph"]},
     },
     "feedback": lambda: of_feedback(data__period="2d"),
     "users": lambda: {"split": {"by": "user"}, "data__columns__request": "shown", "data__max_user_events": 12},
@@ -252,11 +260,12 @@ def test_after_a_real_kill_the_rest_is_done(monkeypatch: pytest.MonkeyPatch) -> 
     assert prune("prepared")[0] == 0
 
 
-@pytest.mark.parametrize("variant", ["fixed", "catalogue"])
+@pytest.mark.parametrize("variant", ["fixed", "catalogue", "vectors"])
 def test_new_days_add_shards_and_leave_those_of_the_others(
     variant: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """The new day has a new item, which comes before all others in the catalogue and in the table of items."""
+    """The new day has a new item, which comes before all others in the catalogue and in the table of items; the table
+    of users opens with a version of that day."""
     write_table(ITEMS)
     for day in range(DAYS - 1):
         write(f"log/dt={day}/a.csv", 1, day)
@@ -266,7 +275,9 @@ def test_new_days_add_shards_and_leave_those_of_the_others(
     write(f"log/dt={DAYS - 1}/a.csv", 1, DAYS - 1)
     with open(f"log/dt={DAYS - 1}/a.csv", "a") as log:
         log.write(f"0,-1,{START + DAY * (DAYS - 1)},s1,1\n")
-    Path("items.csv").write_text(Path("items.csv").read_text().replace("genre\n", "genre\n-1,b\n"))
+    for name, row in (("items", '-1,b,"[9, 9, 9, 9]"'), ("users", f'0,{START + DAY * (DAYS - 1)},"[8, 8, 8, 8]"')):
+        header, rest = Path(f"{name}.csv").read_text().split("\n", 1)
+        Path(f"{name}.csv").write_text(f"{header}\n{row}\n{rest}")
     capsys.readouterr()
     with watched(monkeypatch) as made:
         second = prepare(run_of(**parts), serial_tasks)
@@ -280,6 +291,7 @@ def test_new_days_add_shards_and_leave_those_of_the_others(
     assert "1 of 6 files were read now, the others are as they were" in said
     assert "2 of 12 shards were encoded now" in said
     assert "encoded anew" not in said
+    assert_as_at_once(second, run_of(**parts))
 
 
 def test_with_the_boundary_a_day_later_its_day_alone_changes_its_split() -> None:

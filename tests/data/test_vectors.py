@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,8 +16,10 @@ from mtrec_ray.data.inspection.inspect import propose_config
 from mtrec_ray.data.prepare import prepare
 from mtrec_ray.data.prepared import Prepared
 from mtrec_ray.data.preparing.parallel import serial_tasks
+from mtrec_ray.data.reading import tables
 from mtrec_ray.data.reading.tables import EntityTable, read_entities
 from mtrec_ray.data.reading.vectors import with_sizes
+from mtrec_ray.data.requests.ids import hash_ids
 from mtrec_ray.data.streaming.augment.augmenter import Augmenter
 from mtrec_ray.data.streaming.collate import Collator
 from mtrec_ray.data.streaming.order import OrderSettings
@@ -191,13 +194,14 @@ def test_vectors_of_tables_are_stored_once() -> None:
     log([(u, 7 + t % 3, t, vector(0, 1, 2, 3)) for u in (1, 2) for t in range(50)])
     prepared = prepare(run_of(), serial_tasks)
     shard = pq.read_table(f"{prepared.path}/{prepared.manifest.shards['train'][0].path}")
-    assert set(shard["item_row"].combine_chunks().flatten().to_pylist()) == {1, 2, 3}
+    named = shard["item_vector"].combine_chunks().flatten().to_numpy()
+    assert set(named.tolist()) == set(hash_ids(["7", "8", "9"], "item").tolist())
     assert not {"image", "graph"} & set(shard.column_names)
-    stored = load_vectors(prepared.path, prepared.manifest)
-    np.testing.assert_array_equal(stored["item"][1:3], [ITEMS[7], ITEMS[8]])
-    assert np.isnan(stored["item"][[0, 3]]).all()
-    assert stored["user"].shape == (1 + len(USERS), 4)
-    assert isinstance(stored["item"], np.memmap), "of many items only those of a batch are read"
+    items, users = (load_vectors(prepared.path, prepared.manifest)[scope] for scope in ("item", "user"))
+    np.testing.assert_array_equal(items.values[1:3], [ITEMS[7], ITEMS[8]])
+    assert np.isnan(items.values[[0, 3]]).all()
+    assert users.values.shape == (1 + len(USERS), 4)
+    assert isinstance(items.values, np.memmap), "of many items only those of a batch are read"
 
 
 def test_rows_of_the_log_with_bad_vectors_are_quarantined() -> None:
@@ -239,6 +243,13 @@ def test_declared_vectors_change_what_is_prepared() -> None:
 def test_a_damaged_file_of_vectors_is_refused() -> None:
     log([(u, 7, t, vector(u, t, 0.5, 1)) for u in range(4) for t in range(9)])
     prepared = prepare(run_of(), serial_tasks)
+    stored = load_vectors(prepared.path, prepared.manifest)["item"]
+    assert stored.rows(np.append(stored.hashes[::-1], 0)).tolist() == [3, 2, 1, 0, 0]
+    with pytest.raises(DataError, match=r"vectors/item.hashes.npy: the vectors of 2 of 3 candidates are not in it"):
+        stored.rows(np.array([0, 1, np.iinfo(np.int64).max]))
+    np.save(f"{prepared.path}/vectors/user.hashes.npy", np.zeros(3, np.int64))
+    with pytest.raises(DataError, match=r"vectors/user.hashes.npy: found an array of shape \(3,\).*promises 4 hashes"):
+        load_vectors(prepared.path, prepared.manifest)
     np.save(f"{prepared.path}/vectors/user.npy", np.zeros((3, 3), np.float32))
     with pytest.raises(DataError, match=r"vectors/user.npy: found an array of shape \(3, 3\)"):
         load_vectors(prepared.path, prepared.manifest)
@@ -299,19 +310,40 @@ def test_init_proposes_columns_of_embeddings() -> None:
         assert ("time_zone: tz" in propose_config(["logs"])[0]) == proposed
 
 
-def test_a_table_in_another_order_gives_the_same_vectors() -> None:
-    """Shards that name rows of the table are made again, or none would fit."""
+def test_a_table_in_another_order_gives_the_same_vectors_to_the_same_shards() -> None:
     log([(u, 7 + t % 3, t, vector(u, t, 0.5, 1)) for u in range(3) for t in range(9)])
     run = run_of()
     first = prepare(run, serial_tasks)
     before = collated(first)
     pq.write_table(pq.read_table("items.parquet").take([2, 1, 0]), "items.parquet")
     second = prepare(run, serial_tasks)
-    assert not np.array_equal(*(load_vectors(p.path, p.manifest)["item"][1] for p in (first, second)))
+    assert not np.array_equal(*(load_vectors(p.path, p.manifest)["item"].values[1] for p in (first, second)))
+    assert first.path != second.path
+    assert first.manifest.shards == second.manifest.shards
     after = collated(second)
     assert before.keys() == after.keys()
     for key, row in before.items():
         np.testing.assert_array_equal(row, after[key])
+
+
+def test_a_version_that_holds_since_another_time_is_another_one() -> None:
+    """Though the same candidates see it, with the same vectors."""
+    log([(u, 7 + t % 3, 5 + t, vector(u, t, 0.5, 1)) for u in range(3) for t in range(9)])
+    run = run_of()
+    before = collated(prepare(run, serial_tasks))
+    table = pq.read_table("users.parquet")
+    pq.write_table(table.set_column(1, "since", pc.add(table["since"], 1)), "users.parquet")
+    after = collated(prepare(run, serial_tasks))
+    assert before.keys() == after.keys()
+    for key, row in before.items():
+        np.testing.assert_array_equal(row, after[key])
+
+
+def test_two_rows_with_one_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    log([(u, 7 + t % 3, t, vector(u, t, 0.5, 1)) for u in range(3) for t in range(9)])
+    monkeypatch.setattr(tables, "hash_ids", lambda ids, of: np.array([min(int(key), 8) for key in ids]))
+    with pytest.raises(DataError, match=r"data.items: rows of '8' and '9' have the same 64-bit hash.*another id"):
+        prepare(run_of(data__users=None), serial_tasks)
 
 
 def test_in_training_candidates_keep_their_vectors() -> None:

@@ -13,7 +13,7 @@ from mtrec_ray.launch.tune import tune
 from mtrec_ray.search.records import read_records, write_record
 from mtrec_ray.train import checkpoint
 from tests.launch.actors import any_left, processes
-from tests.launch.sample_runs import sample_config
+from tests.launch.sample_runs import sample_config, trained_without_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = [
@@ -101,7 +101,8 @@ def test_a_search_that_died_goes_on_where_it_was(place: Path, stacked: str) -> N
 def test_a_trial_that_asha_stops_takes_no_step_more_and_its_slot_is_used(place: Path) -> None:
     asha = ["tune.scheduler=asha", "tune.reduction=2", "tune.trials=6", "tune.stack=2", "tune.max_concurrent=2"]
     space = "tune.space={train.learning_rate.towers: {loguniform: [1e-6, 1e-2]}}"
-    folder = tune(sample_config(place, "asha", *SMALL, "backbone=none", "train.log_every=1", *asha, space))
+    start = f"train.start_from={trained_without_ray(place, 'old', *SMALL, 'backbone=none')}"
+    folder = tune(sample_config(place, "asha", *SMALL, "backbone=none", "train.log_every=1", *asha, space, start))
     records = read_records(folder)
     assert [record.number for record in records] == list(range(6))
     stopped = [record for record in records if record.status == "stopped"]
@@ -112,6 +113,7 @@ def test_a_trial_that_asha_stops_takes_no_step_more_and_its_slot_is_used(place: 
         lines = [json.loads(line) for line in log.splitlines()]
         steps = [line["step"] for line in lines if line["kind"] == "train"]
         assert steps == list(range(1, record.reports[-1]["step"] + 1))
+        assert [line["from"] for line in lines if line["kind"] == "start"] == [str(place / "runs/old")]
     assert any(record.evaluations == 1 for record in stopped)
     assert not any_left()
 

@@ -135,6 +135,6 @@ def test_workers_and_stacks_of_trials_have_the_vectors_that_are_stored(
     stack.open()
     for catalogue, stored in ((one.catalogue, one.collator.stored), (stack._catalogue, stack._vectors)):
         assert catalogue is not None
-        assert catalogue.vectors is stored["item"]
-        assert isinstance(stored["item"], np.memmap)
-        assert stored["item"].shape == (1 + OLD + NEW, 4)
+        assert catalogue.vectors is stored["item"].values
+        assert isinstance(stored["item"].values, np.memmap)
+        assert stored["item"].values.shape == (1 + OLD + NEW, 4)

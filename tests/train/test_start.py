@@ -2,17 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from mtrec_ray import config_file
-from mtrec_ray.config import Run
 from mtrec_ray.errors import BackboneError, ConfigError
 from mtrec_ray.evaluate.training_log import read_log
 from mtrec_ray.model.backbone import Backbone
@@ -21,60 +18,14 @@ from mtrec_ray.model.towers.shared_bottom import SharedBottom
 from mtrec_ray.train import checkpoint, pretrained
 from mtrec_ray.train.building import adapt
 from mtrec_ray.train.context import LocalContext
-from mtrec_ray.train.stack import Stack
+from mtrec_ray.train.stack import Report, Stack
 from mtrec_ray.train.start import CONFIG, SUMMARY, Start, check_settings, check_start, follow
-from mtrec_ray.train.worker import Fitted, TrainingData, fit
-from tests.batches import Step
-from tests.training import CPU, distance, facts_of, small_backbone, small_model
+from mtrec_ray.train.worker import Fitted, fit
+from tests.train.starting import NANO, NOW, STILL, best, config, data_of, finish, train
+from tests.training import CPU, distance, small_backbone, small_model
 from tests.worlds import LATER, World, names
 
-NOW = World()
-FAST = "train.learning_rate={adapters: 0.01, towers: 0.01, tables: 0.01}"
-STILL = "train.learning_rate={adapters: 0, towers: 0, tables: 0}"
-NANO = "backbone={name: nano, width: 16, layers: 2, heads: 2}"
 OF_STACK = (NANO, "adapter={rank: 2, alpha: 4}")
-
-
-class Source:
-    """A train split of four steps, or a validation split of one; stops with an error if asked to."""
-
-    def __init__(self, world: World, valid: bool, fails_at: int | None = None) -> None:
-        self.world, self.valid, self.fails_at = world, valid, fails_at
-        self.order = SimpleNamespace(steps_per_epoch=1 if valid else 4)
-
-    def steps(self, first: int, last: int) -> Iterator[Step]:
-        for index in range(first, last):
-            if index == self.fails_at:
-                raise ConnectionError("the node is gone")
-            requests = range(1000, 1041) if self.valid else range(8 * (index % 4), 8 * (index % 4) + 8)
-            yield Step(index, [self.world.batch(requests, tokens=True)])
-
-
-def config(place: Path, name: str, world: World, *overrides: str) -> Run:
-    steps = ("train.epochs=3", "train.patience=null", "train.log_every=2", "train.metric=like/auc")
-    return world.run(f"name={name}", FAST, *steps, *(o.replace("{place}", str(place)) for o in overrides))
-
-
-def data_of(place: Path, name: str, world: World, fails_at: int | None = None) -> TrainingData:
-    prepared = place / f"{name}-prepared"
-    if not prepared.exists():
-        world.write(prepared)
-    return TrainingData(Source(world, False, fails_at), Source(world, True), facts_of, prepared=str(prepared))
-
-
-def finish(place: Path, name: str, run: Run) -> None:
-    """What `mtrec train` leaves beside what `fit` does."""
-    (place / name / CONFIG).write_text(config_file.dump(run))
-    (place / name / SUMMARY).write_text(json.dumps({"prepared": str(place / f"{name}-prepared")}))
-
-
-def train(place: Path, name: str, world: World, *overrides: str, fails_at: int | None = None) -> Fitted:
-    run = config(place, name, world, *overrides)
-    data = data_of(place, name, world, fails_at)
-    build = lambda: None if run.backbone.name == "none" else small_backbone(run)  # noqa: E731
-    fitted = fit(run, world.manifest(), data, LocalContext(place / name), build)
-    finish(place, name, run)
-    return fitted
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +35,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(folder, "plain", NOW, "features.history_dim=4", "train.epochs=8")
     train(folder, "nano", NOW, NANO)
     return folder
-
-
-def best(place: Path, name: str) -> checkpoint.Checkpoint:
-    return checkpoint.read(place / name / "checkpoint")
 
 
 @pytest.mark.parametrize("engine", ["{name: plain}", "{zero_stage: 1}", "{zero_stage: 3}"])
@@ -146,25 +93,52 @@ def test_what_was_learned_on_one_domain_is_known_on_another(place: Path) -> None
     assert learned.best_metric > max(0.7, fresh.best_metric)
 
 
-def test_a_trial_in_a_stack_starts_from_it_too(tmp_path: Path) -> None:
-    run = config(tmp_path, "old", NOW, *OF_STACK, "train.max_steps=4")
+def trial(folder: Path, name: str, report: Report, *overrides: str, resume: Path | None = None) -> Fitted:
+    """One that starts from a run `old` in this folder, in a stack; the run is trained here unless it is there."""
+    if not (folder / "old").exists():
+        run = config(folder, "old", NOW, *OF_STACK, "train.max_steps=4")
 
-    def build() -> Backbone:
-        backbone = Backbone(small_model())
-        adapt(backbone, run)
-        return backbone
+        def build() -> Backbone:
+            backbone = Backbone(small_model())
+            adapt(backbone, run)
+            return backbone
 
-    fit(run, NOW.manifest(), data_of(tmp_path, "old", NOW), LocalContext(tmp_path / "old"), build)
-    finish(tmp_path, "old", run)
-    own = config(tmp_path, "trial", LATER, *OF_STACK, STILL, "train.max_steps=1", "train.start_from={place}/old")
+        fit(run, NOW.manifest(), data_of(folder, "old", NOW), LocalContext(folder / "old"), build)
+        finish(folder, "old", run)
+    own = config(folder, name, LATER, *OF_STACK, "train.start_from={place}/old", *overrides)
     stack = Stack(Backbone(small_model()), LATER.manifest(), own, CPU)
-    data = data_of(tmp_path, "trial", LATER)
-    found = stack.fit(0, own, data, str(tmp_path / "trial"), lambda metrics, folder: None).engine.parameters()
+    return stack.fit(0, own, data_of(folder, name, LATER), str(folder / name), report, resume)
+
+
+def test_a_trial_in_a_stack_starts_from_it_too(tmp_path: Path) -> None:
+    still = (STILL, "train.max_steps=1")
+    found = trial(tmp_path, "trial", lambda metrics, folder: None, *still).engine.parameters()
     old = best(tmp_path, "old").parameters
     adapters = {name: value for name, value in old.items() if name.startswith("backbone.")}
     assert adapters
     assert all(torch.equal(found[name], value) for name, value in adapters.items())
     assert torch.equal(found["side.parts.1.table.weight"][len(LATER.items)], old["side.parts.1.table.weight"][1]), "i1"
+
+
+def test_a_trial_that_goes_on_carries_nothing_over_again(tmp_path: Path) -> None:
+    """As when a search is resumed, or a trial is cloned: it needs the old run no more."""
+    kept = tmp_path / "kept"
+
+    def keep_first(metrics: Mapping[str, float], folder: Path | None) -> None:
+        if metrics["evaluation"] == 1:
+            assert folder is not None
+            shutil.copytree(folder, kept)
+            shutil.copytree(tmp_path / "whole/checkpoint", tmp_path / "resumed/checkpoint")
+
+    whole = trial(tmp_path, "whole", keep_first, "train.epochs=2")
+    (tmp_path / "old/training.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds no training\.json"):
+        trial(tmp_path, "fresh", lambda metrics, folder: None)
+    resumed = trial(tmp_path, "resumed", lambda metrics, folder: None, "train.epochs=2", resume=kept)
+    assert distance(resumed.engine.parameters(), whole.engine.parameters()) == 0
+    starts = [read_log(f"{tmp_path}/{name}/metrics.jsonl").start for name in ("whole", "resumed")]
+    assert starts[0] is not None
+    assert starts[1] is None
 
 
 def test_another_backbone_under_the_same_name_is_refused(place: Path, tmp_path: Path) -> None:

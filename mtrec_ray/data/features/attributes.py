@@ -143,10 +143,16 @@ def log_vectors(rows: Rows, run: Run) -> Array:
     return np.concatenate([np.zeros((rows.num_rows, 0), dtype=np.float32), *own], axis=1)
 
 
-def stored_rows(rows: Rows, run: Run, tables: Tables) -> dict[str, Array]:
-    """int64 [N] per scope with vectors: the row of the stored ones (`data.vectors`) that each row has, 0 = unknown."""
-    scopes = dict.fromkeys(scope for scope, _ in vector_columns(run) if scope != "log")
-    return {scope: tables.rows_of(scope, rows) + 1 for scope in scopes}
+def stored_hashes(rows: Rows, run: Run, tables: Tables) -> dict[str, Array]:
+    """int64 [N] per scope with vectors: the hash of the stored ones (`data.vectors`) that each row has, 0 = none."""
+    found: dict[str, Array] = {}
+    for scope in dict.fromkeys(scope for scope, _ in vector_columns(run) if scope != "log"):
+        table, of_row = _found(scope, rows, tables)
+        used, place = np.unique(of_row, return_inverse=True)
+        hashes = np.zeros(len(used), dtype=np.int64)
+        hashes[used >= 0] = table.hashes(used[used >= 0], scope)
+        found[scope] = hashes[place.ravel()]
+    return found
 
 
 def _parts(run: Run) -> list[tuple[Scope, Any]]:

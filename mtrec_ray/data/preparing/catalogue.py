@@ -14,7 +14,7 @@ from mtrec_ray.data.features.attributes import Cells, Tables, category_columns
 from mtrec_ray.data.fitting.fitted import Fitted
 from mtrec_ray.data.fitting.text_encoder import TextEncoder
 from mtrec_ray.data.requests.bucket import Bucket
-from mtrec_ray.data.requests.ids import hash_ids
+from mtrec_ray.data.requests.ids import first_repeat, hash_ids
 from mtrec_ray.data.requests.ragged import Ragged
 from mtrec_ray.data.requests.rows import NEVER
 from mtrec_ray.errors import DataError
@@ -100,10 +100,8 @@ def make_catalogue(
 def _hashes(items: list[str]) -> Array:
     """int64 [I]; that two of a hundred million items have the same is a chance of 3 in 10,000."""
     hashes = hash_ids(items, "item")
-    order = np.argsort(hashes, kind="stable")
-    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    if len(same):
-        one, other = (items[order[place]] for place in (same[0], same[0] + 1))
+    if (same := first_repeat(hashes)) is not None:
+        one, other = (items[place] for place in same)
         raise DataError(
             f"data.columns.item: items '{one}' and '{other}' have the same 64-bit hash, by which requests name the "
             "items that tasks match users with. Give one of them another id, in the log and in data.items."

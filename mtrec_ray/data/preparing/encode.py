@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.features.attributes import Tables, log_vectors, stored_rows
+from mtrec_ray.data.features.attributes import Tables, log_vectors, stored_hashes
 from mtrec_ray.data.features.side_features import candidate_categories, candidate_numbers, describe
 from mtrec_ray.data.fitting.fitted import Fitted
 from mtrec_ray.data.fitting.joined_texts import encode_joined
@@ -21,7 +21,7 @@ from mtrec_ray.data.requests.ids import EVENT, ITEM, USER, hash_ids
 from mtrec_ray.data.requests.ragged import Ragged, offsets_of, spans
 from mtrec_ray.data.requests.requests import Events, history_ends, without_exposures
 from mtrec_ray.data.requests.windows import Windows, windows
-from mtrec_ray.data.vectors import VECTORS, row_column
+from mtrec_ray.data.vectors import VECTORS, hash_column
 from mtrec_ray.labels import MATCHING
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -73,7 +73,7 @@ def encode(
         candidate_tokens=candidate_tokens,
         numbers=numbers,
         vectors=log_vectors(bucket.rows, run),
-        stored=stored_rows(bucket.rows, run, tables),
+        stored=stored_hashes(bucket.rows, run, tables),
         categories=candidate_categories(bucket, described),
         item_rows=fitted.items.lookup(bucket.rows.items),
         user_rows=fitted.users.lookup(bucket.rows.users),
@@ -196,7 +196,7 @@ class _RequestRows:
     vectors: Array
     """float32 [N, .] of the log's own; no columns without them"""
     stored: dict[str, Array]
-    """int64 [N] per scope, see `attributes.stored_rows`"""
+    """int64 [N] per scope, see `attributes.stored_hashes`"""
     categories: Array
     item_rows: Array
     user_rows: Array
@@ -254,7 +254,7 @@ class _RequestRows:
             columns[ITEM] = _lists(of_items[row], plan.candidates.lengths, np.int64)
             columns[EVENT] = _lists(of_items[self.events.row[e]], counts, np.int64)
         for scope, found in self.stored.items():
-            columns[row_column(scope)] = _lists(found[row], plan.candidates.lengths, np.int32)
+            columns[hash_column(scope)] = _lists(found[row], plan.candidates.lengths, np.int64)
         for name in self.named:
             columns[f"{name}_name"] = _listed(pa.array(getattr(rows, name)[row], pa.string()), plan.candidates.offsets)
         if self.asked:

@@ -10,9 +10,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mtrec_ray.config import Run
-from mtrec_ray.data.features.attributes import Scope, Tables, vector_columns
+from mtrec_ray.data.features.attributes import Scope, Tables, stored_hashes
 from mtrec_ray.data.reading.tables import EntityTable
 from mtrec_ray.data.requests.attribution import Delays
 from mtrec_ray.data.requests.bucket import Bucket
@@ -73,18 +75,27 @@ def train_part(bucket: Bucket) -> Bucket:
 def table_rows(bucket: Bucket, tables: Tables, run: Run) -> list[Any]:
     """What the tables say of the rows of a bucket: for each table which of its rows they have, and what these hold.
 
-    A row's place in the whole table, which a new item may move, counts only where requests name stored vectors by it.
+    Not where they lie in the whole table, which may come in another order: requests name stored vectors by hashes.
     """
-    described: list[Any] = []
-    named = {scope for scope, _ in vector_columns(run)}
+    described: list[Any] = list(stored_hashes(bucket.rows, run, tables).items())
     scopes: list[tuple[Scope, EntityTable | None]] = [("item", tables.items), ("user", tables.users)]
     for scope, table in scopes:
         if table is not None:
             of_row = tables.rows_of(scope, bucket.rows)
             used = np.unique(of_row[of_row >= 0])
-            place = np.where(of_row >= 0, np.searchsorted(used, of_row), -1)
-            described += [scope, of_row if scope in named else place, _entities(table, used)]
+            order = _by_key(table, used)
+            rank = np.append(np.argsort(order), -1)
+            place = rank[np.where(of_row >= 0, np.searchsorted(used, of_row), -1)]
+            described += [scope, place, _entities(table, used[order])]
     return described
+
+
+def _by_key(table: EntityTable, rows: Array) -> Array:
+    """int64: the order of some rows by their keys, and of versions by since when they hold."""
+    since = np.zeros(len(rows), np.int64) if table.versions is None else table.versions.valid_from[rows]
+    columns = pa.table({"key": table.keys.take(pa.array(rows)), "since": since})
+    order: Array = pc.sort_indices(columns, sort_keys=[("key", "ascending"), ("since", "ascending")]).to_numpy()
+    return order.astype(np.int64)
 
 
 def _events(events: Events, kept: Array, rows: Array, of_user: Array) -> Events:

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 PIECES = "pieces"
 LAST = "last"
 """Not a kind of pieces: what the latest `prepare` of some settings fitted."""
-FORMAT = (5, sys.version_info[:2], np.__version__, pa.__version__)
+FORMAT = (6, sys.version_info[:2], np.__version__, pa.__version__)
 """Part of every key: what the code makes of the same inputs, and how records and files are written."""
 _RECORD = ".piece"
 _THREADS = 16

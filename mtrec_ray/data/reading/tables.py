@@ -13,6 +13,7 @@ from mtrec_ray.data.reading.table_rows import TableRows, read_table_rows
 from mtrec_ray.data.reading.templates import template_columns
 from mtrec_ray.data.reading.vectors import sized
 from mtrec_ray.data.reading.versions import Versions
+from mtrec_ray.data.requests.ids import Of, hash_ids
 from mtrec_ray.errors import DataError
 from mtrec_ray.registry import suggest
 
@@ -56,6 +57,14 @@ class EntityTable:
         if self.versions is not None:
             return self.versions.at(wanted, np.full(len(wanted), _LATEST) if times is None else times)
         return pc.index_in(wanted, value_set=self.keys).fill_null(-1).to_numpy().astype(np.int64)
+
+    def hashes(self, rows: np.ndarray, of: Of) -> np.ndarray:
+        """int64 [n]: what each row is of, whatever its place: the entity, of a version also since when it holds."""
+        keys = self.keys.take(pa.array(rows)).to_pylist()
+        if self.versions is None:
+            return hash_ids(keys, of)
+        since = self.versions.valid_from[rows].tolist()
+        return hash_ids([f"{time} {key}" for time, key in zip(since, keys, strict=True)], of)
 
 
 def read_entities(table: Table, what: str = "data.items", unit: str = "s", zone: str = "UTC") -> EntityTable:

@@ -15,6 +15,7 @@ class Versions:
 
     def __init__(self, keys: pa.Array, valid_from: Array) -> None:
         """`keys` string [V]; `valid_from` int64 [V] microseconds."""
+        self.valid_from = valid_from
         encoded = keys.dictionary_encode()
         self._keys = encoded.dictionary
         self._times, rank = np.unique(valid_from, return_inverse=True)

@@ -34,6 +34,31 @@ def hash_ids(ids: Sequence[str], of: Of) -> IntArray:
     return np.array([known[key] for key in ids], dtype=np.uint64).view(np.int64)
 
 
+def first_repeat(hashes: IntArray) -> tuple[int, int] | None:
+    """The places of two equal hashes of different ids, if there are any: by chance once in 2^64 pairs."""
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    return (int(order[same[0]]), int(order[same[0] + 1])) if len(same) else None
+
+
+class RowsByHash:
+    """The rows of a table by the hashes of what they are of."""
+
+    def __init__(self, hashes: IntArray) -> None:
+        """int64 [N], all different."""
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+
+    def of(self, hashes: IntArray) -> IntArray:
+        """int64 [n] of the rows with these hashes, int64 [n]; -1 = none."""
+        place = np.searchsorted(self._hashes, hashes)
+        known = place < len(self._hashes)
+        known[known] = self._hashes[place[known]] == hashes[known]
+        found = np.full(len(hashes), -1, dtype=np.int64)
+        found[known] = self._order[place[known]]
+        return found
+
+
 def bucket_of(user: str, buckets: int) -> int:
     """Which of the `buckets` holds all rows of this user."""
     return stable_hash(user, "bucket") % buckets

@@ -14,7 +14,7 @@ from mtrec_ray.data.reading.context import row_weights
 from mtrec_ray.data.requests.ids import EVENT, ITEM, USER
 from mtrec_ray.data.streaming.augment.history import SHOWN
 from mtrec_ray.data.streaming.augment.thinning import WEIGHT
-from mtrec_ray.data.vectors import VECTORS, assemble, row_column
+from mtrec_ray.data.vectors import VECTORS, StoredVectors, assemble, hash_column
 from mtrec_ray.model.dropout import token_uids
 from mtrec_ray.model.layout import RequestLayout
 
@@ -32,7 +32,7 @@ class Collator:
         self,
         manifest: Manifest,
         causal: bool = True,
-        stored: Mapping[str, Array] | None = None,
+        stored: Mapping[str, StoredVectors] | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:
         assert (manifest.catalogue is None) == (catalogue is None), "data with a catalogue is read with it"
@@ -100,8 +100,9 @@ class Collator:
         if not self.vectors:
             return torch.zeros(0, 0)
         own = _values(rows, VECTORS) if self.own_width else np.zeros(0)
-        named = {scope: _values(rows, row_column(scope)) for scope in self.stored}
-        return _tensor(assemble(self.vectors, own.reshape(count, self.own_width), self.stored, named), np.float32)
+        stored = {scope: of.values for scope, of in self.stored.items()}
+        named = {scope: of.rows(_values(rows, hash_column(scope))) for scope, of in self.stored.items()}
+        return _tensor(assemble(self.vectors, own.reshape(count, self.own_width), stored, named), np.float32)
 
     def _catalogue_rows(self, rows: pa.Table, hashes: str) -> torch.Tensor:
         """int64 [C] or [E]; [0] of data without a catalogue."""
