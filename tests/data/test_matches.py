@@ -93,6 +93,14 @@ def test_the_same_match_twice_is_refused():
         declared_matches(run_of("query_words * title", "query_words*title"))
 
 
+def test_likeness_without_feedback_that_becomes_known_is_refused():
+    tasks = {"like": {"label": "like"}}
+    message = r"features.matches\[0\]: 'query_words ~ title' is learned from .* e.g. tasks.like.feedback_delay"
+    with pytest.raises(ConfigError, match=message):
+        declared_matches(run_of("query_words ~ title", tasks=tasks))
+    assert declared_matches(run_of("query_words * title", tasks=tasks))
+
+
 def test_only_likeness_needs_factors_and_data_is_prepared_for_its_matches():
     assert likened(run_of("query_words * title")) == set()
     assert likened(run_of("query_words ~ title")) == {"title"}

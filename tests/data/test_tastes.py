@@ -136,6 +136,17 @@ def test_a_half_life_that_cannot_be_is_refused(text, message):
     assert str(error.value).startswith("features.aggregates")
 
 
+def test_a_taste_of_feedback_that_is_never_known_is_refused():
+    tasks = {"like": {"label": "like"}, "buy": {"label": "buy", "feedback_delay": 0}}
+    run = config(data__items=ITEMS, tasks=tasks)
+    with pytest.raises(ConfigError, match=r"names task 'like', whose feedback is never known: give it tasks.like.feed"):
+        parse("taste words fading 2d : like", run)
+    assert parse("taste words : buy", run).tasks == ("buy",)
+    run = config(data__items=ITEMS, tasks={"like": {"label": "like"}})
+    with pytest.raises(ConfigError, match=r"'taste words' is learned from .* e.g. tasks.like.feedback_delay, or remove"):
+        parse("taste words", run)
+
+
 def test_a_faded_and_an_unfaded_taste_stand_side_by_side():
     both = ["taste words", "taste words fading 2d : like"]
     run = config(data__items=ITEMS, tasks=TASKS, features__aggregates=both)

@@ -30,7 +30,7 @@ from mtrec_ray.config import Run, parse_duration
 from mtrec_ray.data.features.attributes import category_columns, number_columns
 from mtrec_ray.data.features.item_past import past_width
 from mtrec_ray.data.features.running import Asked, Past, running_features
-from mtrec_ray.data.features.signals import Signal
+from mtrec_ray.data.features.signals import Signal, becomes_known, require_feedback
 from mtrec_ray.data.features.similarity import (
     Pools,
     category_kernels,
@@ -108,6 +108,11 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
             raise ConfigError(f"{where}: '{text}' names no task '{task}'.{suggest(task, run.tasks)}")
         if tasks and not run.tasks[task].labelled:
             raise ConfigError(f"{where}: '{text}' names task '{task}', which has no label to aggregate; leave it out.")
+        if tasks and not becomes_known(run.tasks[task]):
+            raise ConfigError(
+                f"{where}: '{text}' names task '{task}', whose feedback is never known: give it tasks.{task}."
+                "feedback_delay or feedback_time, or leave it out."
+            )
     categories, numbers = _known(run)
     fading = _FADING.fullmatch(left)
     if fading is not None and operator is None:
@@ -122,6 +127,8 @@ def parse(text: str, run: Run, where: str = "features.aggregates") -> Aggregate:
             raise ConfigError(
                 f"{where}: '{left}' is neither user, item, running item nor a category.{suggest(left, known)}"
             )
+        if known[left] == "taste":
+            require_feedback(run, f"{where}: '{text}'")
         return Aggregate(known[left], "" if left == "user" else left.removeprefix(f"{known[left]} "), chosen)
     if left != "user":
         raise ConfigError(f"{where}: '{text}': the left side of {operator} must be 'user', found '{left}'.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from mtrec_ray.config import Run
 from mtrec_ray.data.features.attributes import Cells, category_columns
+from mtrec_ray.data.features.signals import require_feedback
 from mtrec_ray.data.features.value_rows import value_rows
 from mtrec_ray.data.fitting.fitted import Fitted
 from mtrec_ray.errors import ConfigError
@@ -42,7 +43,8 @@ class Match:
 
 
 def declared_matches(run: Run) -> list[Match]:
-    """Those of `features.matches`. Raises `ConfigError` for one that cannot be read or names what is no category."""
+    """Those of `features.matches`. Raises `ConfigError` for one that cannot be read, names what is no category, or has
+    nothing to be learned from."""
     known = [category.column for _, category in category_columns(run)]
     found: list[Match] = []
     for i, text in enumerate(run.features.matches):
@@ -60,6 +62,8 @@ def declared_matches(run: Run) -> list[Match]:
                 )
         if match.left == match.right:
             raise ConfigError(f"{where}: '{text}' compares a category with itself; name two.")
+        if match.operator == "~":
+            require_feedback(run, f"{where}: '{text}'")
         if match in found:
             raise ConfigError(f"{where}: '{match.name}' is declared twice; remove one.")
         found.append(match)

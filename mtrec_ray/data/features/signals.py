@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mtrec_ray.config import Run
+from mtrec_ray.config import Run, Task
 from mtrec_ray.data.requests.requests import Events
+from mtrec_ray.errors import ConfigError
 from mtrec_ray.tasks.labels import labels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,9 +40,7 @@ def signals(run: Run) -> list[Signal]:
     """The signals of all tasks whose feedback can enter a history; classes beyond 16 are left out."""
     result = []
     for index, (name, task) in enumerate(run.tasks.items()):
-        if not task.labelled:
-            continue
-        if not task.dated and task.feedback_delay is None:
+        if not becomes_known(task):
             continue
         known_late = task.dated
         if task.classes is not None:
@@ -51,6 +50,20 @@ def signals(run: Run) -> list[Signal]:
             binary = labels_of(task.kind, run.plugins) == "binary"
             result.append(Signal(name, name, index, None, binary, known_late and binary))
     return result
+
+
+def becomes_known(task: Task) -> bool:
+    """Whether the task's feedback has a time from which on it is known, and so can enter a history."""
+    return task.labelled and (task.dated or task.feedback_delay is not None)
+
+
+def require_feedback(run: Run, where: str) -> None:
+    """Raises `ConfigError` unless some task's feedback becomes known, from which likings can be learned."""
+    if not any(becomes_known(task) for task in run.tasks.values()):
+        raise ConfigError(
+            f"{where} is learned from what users liked earlier, but no task says since when its feedback is known; "
+            f"give one, e.g. tasks.{next(iter(run.tasks))}.feedback_delay, or remove it."
+        )
 
 
 def label_signals(labels: Array, which: list[Signal]) -> Array:
