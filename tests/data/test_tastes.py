@@ -143,7 +143,7 @@ def test_a_taste_of_feedback_that_is_never_known_is_refused():
         parse("taste words fading 2d : like", run)
     assert parse("taste words : buy", run).tasks == ("buy",)
     run = config(data__items=ITEMS, tasks={"like": {"label": "like"}})
-    with pytest.raises(ConfigError, match=r"'taste words' is learned from .* e.g. tasks.like.feedback_delay, or remove"):
+    with pytest.raises(ConfigError, match=r"'taste words' is learned from .* e\.g\. tasks\.like\.feedback_delay, or"):
         parse("taste words", run)
 
 

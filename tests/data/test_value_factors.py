@@ -175,3 +175,14 @@ def test_numbers_count_as_coins_whatever_their_unit():
     a = value_factors(rows, "words", size, [(0, plain), (None, plain)])
     b = value_factors(larger, "words", size, [(0, scaled), (None, scaled)])
     assert np.allclose(a[-1], b[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("users", [[], [3], [3, 4]])
+def test_folds_without_users_and_signals_without_labels_have_no_say(users):
+    rows = planted()
+    some = rows.first(np.isin(rows.user, users), len(rows.user))
+    unlabelled = dataclasses.replace(some, values=np.concatenate([some.values, np.full_like(some.values, np.nan)], 1))
+    both = Signals(mean=np.array([[0.5, 0.5]]), spread=np.array([0.5, 0.0]), binary=np.array([True, False]))
+    found = value_factors(unlabelled, "words", 45, [*((fold, both) for fold in range(5)), (None, both)])
+    assert [len(factors) for factors in found] == [45] * 6
+    assert all(np.isfinite(factors).all() for factors in found)
