@@ -27,7 +27,7 @@ quickstart: $(STAMP)  ## The main job on a generated log, from log rows to a rep
 test: $(STAMP)  ## The whole test suite
 	@$(PYTEST)
 
-check: $(STAMP)  ## Format, lint, types and unit tests, as in CI (under 2 minutes)
+check: $(STAMP)  ## Format, lint, types and unit tests, as in CI (4 minutes on 2 cores)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

@@ -26,6 +26,8 @@ from mtrec_ray.data.preparing.prune import prune
 from mtrec_ray.errors import ConfigError, DataError
 from tests.data.by_hand import config
 
+pytestmark = pytest.mark.slow
+
 DAY = 86_400
 START = 20_000 * DAY
 DAYS, USERS, ITEMS = 6, 9, 7

@@ -24,6 +24,8 @@ from mtrec_ray.data.reading.events import ROW_BITS
 from mtrec_ray.data.requests.splits import Key, TimeSplit
 from tests.data.by_hand import behaviours, bucket, config
 
+pytestmark = pytest.mark.slow
+
 TABLES = Tables(None, None)
 TASKS = {
     "like": {"label": "like", "feedback_delay": 0},

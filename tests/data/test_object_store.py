@@ -20,6 +20,8 @@ from mtrec_ray.errors import DataError
 from tests.data.test_incremental import DAY, DAYS, START, VARIANTS, kinds, run_of, watched, write, write_table
 from tests.object_store import ObjectStore, object_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:

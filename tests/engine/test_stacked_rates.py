@@ -12,6 +12,8 @@ from mtrec_ray.train.worker import fit
 from tests.batches import make_manifest
 from tests.train.test_stack import Stacked, data_of, frozen_model, run_of, same_losses, same_weights
 
+pytestmark = pytest.mark.slow
+
 
 def train_alone(run: Run, folder: Path) -> None:
     def build() -> Backbone:

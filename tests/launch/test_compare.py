@@ -19,6 +19,8 @@ from mtrec_ray.launch.runs import RunFolder
 from tests.compare.made_up import summary, worsen, write_log
 from tests.evaluate.world import CONFIG, make_world, write_predictions, write_prepared
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["compare.seeds=2", "evaluate.bootstrap=0", "evaluate.baselines=[constant]"]
 
 

@@ -27,6 +27,8 @@ from tests.batches import VOCAB, Step, make_batch, make_manifest, make_request, 
 from tests.train.test_worker import lines
 from tests.training import CPU, distance, facts_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = "backbone={name: nano, width: 16, layers: 2, heads: 2}"
 LONG = [SMALL, "engine.name=plain", "train.max_steps=20", "train.epochs=9", "train.log_every=1"]
 RATES = "train.learning_rate={{adapters: {0}, towers: {0}, tables: {0}}}"

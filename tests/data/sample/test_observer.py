@@ -17,6 +17,8 @@ from mtrec_ray.data.sample.population import TOPIC_COUNT, spreads
 from mtrec_ray.data.sample.scenario import DAY
 from mtrec_ray.data.sample.simulate import World
 
+pytestmark = pytest.mark.slow
+
 
 def generated(scenario, size):
     world = World.drawn(scenario, size)

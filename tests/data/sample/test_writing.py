@@ -16,6 +16,8 @@ from mtrec_ray.data.sample import SCENARIOS, Size, write_sample, write_scenario
 from mtrec_ray.errors import DataError
 from mtrec_ray.evaluate.candidates import read_candidates
 
+pytestmark = pytest.mark.slow
+
 SMALL = Size(users=60, items=120, days=6)
 PLAIN = ["backbone=none", "history.max_events=0", "features.aggregates=[]"]
 
