@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder # a file's tests share what they set up
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder # a file's tests share what they set up; tests/conftest.py orders the files
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test check format clean

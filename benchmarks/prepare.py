@@ -64,13 +64,13 @@ def main() -> None:
     for part in parts:
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--users", type=int, default=40_000, help="of the log of --peers, about 44 rows each")
-    parser.add_argument("--rounds", type=int, default=2, help="of --peers and --growth, medians are shown")
+    parser.add_argument("--rounds", type=int, default=2, help="of all but --memory, medians are shown")
     parser.add_argument("--gigabytes", type=float, default=4.1, help="of the CSV of --memory")
     parser.add_argument("--growth-rows", type=int, default=500_000, help="of the smallest log of --growth, and --cores")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the config for all but --peers")
     parser.add_argument("--quick", action="store_true", help="tiny logs, one round")
     parser.add_argument("--json", type=Path, default=Path("prepare.json"))
-    parser.add_argument("--without-ray", action="store_true", help="ours in a pool of two processes instead")
+    parser.add_argument("--without-ray", action="store_true", help="--peers, --growth: ours in a pool of two processes")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.users, arguments.rounds, arguments.gigabytes, arguments.growth_rows = 300, 1, 0.02, 10_000

@@ -57,7 +57,8 @@ def overview() -> str:
 
 
 def explain(what: str) -> str:
-    """A part of the config, one of its keys, or a name: `train`, `tasks.params`, `history.lag` or `lag`, `ple`.
+    """A part of the config, one of its keys, a name, or a word that a key takes: `train`, `tasks.params`, `history.lag`
+    or `lag`, `ple`, `lora`.
 
     Raises:
         ConfigError: nothing is called so, with what is called nearly so.
@@ -73,11 +74,11 @@ def explain(what: str) -> str:
     from mtrec_ray.explain.names import families
 
     found = [_name_at_length(family, what) for family in families() if what in family.members]
-    found += [_key_at_length(key) for key in keys if f".{key.bare}".endswith(f".{what}")]
+    found += [_key_at_length(key) for key in keys if f".{key.bare}".endswith(f".{what}") or what in key.choices]
     if found:
         return "\n\n".join(found)
     known = {name for family in families() for name in family.members}
-    known |= {word for key in keys for word in (key.bare, key.bare.rpartition(".")[2])}
+    known |= {word for key in keys for word in (key.bare, key.bare.rpartition(".")[2], *key.choices)}
     near = difflib.get_close_matches(what, sorted(known), n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise ConfigError(f"Neither a key of a config nor a name in it is '{what}'.{hint} `mtrec explain` lists them.")

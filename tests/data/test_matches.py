@@ -63,7 +63,7 @@ def test_likeness_is_the_cosine_of_the_factors_of_the_statistics_that_a_candidat
 
 @dataclasses.dataclass
 class _Statistics:
-    tastes: dict
+    value_factors: dict
 
 
 @dataclasses.dataclass

@@ -46,14 +46,14 @@ def _user():
         categories={"words": np.zeros((VALUES, 3))},
         factors={},
         scales={},
-        tastes={"words": rng.normal(size=(VALUES, DIM)).astype(np.float32)},
+        value_factors={"words": rng.normal(size=(VALUES, DIM)).astype(np.float32)},
     )
     return past, asked, fitted
 
 
 def row(fitted, codes):
     """[1, unit mean of the factors of the known values]"""
-    vector = sum((fitted.tastes["words"][code] for code in codes if code > 0), np.zeros(DIM))
+    vector = sum((fitted.value_factors["words"][code] for code in codes if code > 0), np.zeros(DIM))
     return np.array([1.0, *(vector / max(np.linalg.norm(vector), 1e-12))])
 
 

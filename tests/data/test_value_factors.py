@@ -6,9 +6,9 @@ from scipy.special import expit
 
 from mtrec_ray.data.features import value_factors as module
 from mtrec_ray.data.features.factors import Interactions
-from mtrec_ray.data.features.value_factors import Signals, value_factors
+from mtrec_ray.data.features.value_factors import SignalStatistics, value_factors
 
-HALF = Signals(mean=np.array([[0.5]]), spread=np.array([0.5]), binary=np.array([True]))
+HALF = SignalStatistics(mean=np.array([[0.5]]), spread=np.array([0.5]), binary=np.array([True]))
 FITS = [*((fold, HALF) for fold in range(5)), (None, HALF)]
 
 
@@ -70,7 +70,7 @@ def titled(users, topics=6, words=8, seed=0):
     rows = Interactions(
         user, item, user % 5, label[:, None], {"words": np.concatenate([own, other[:, None], noise], axis=1)[item]}
     )
-    signals = Signals(mean[:, None], np.array([label.std()]), np.array([True]))
+    signals = SignalStatistics(mean[:, None], np.array([label.std()]), np.array([True]))
     size = 1 + topics * words + 10
     return rows, size, [*((fold, signals) for fold in range(5)), (None, signals)], (topics, words)
 
@@ -116,7 +116,7 @@ def test_one_iteration_is_the_written_em_step(binary):
     codes = np.array([[1, 2], [2, 3], [3, -1], [1, 1], [0, 3]])
     labels = np.where(rng.random(42) < 0.2, np.nan, rng.integers(0, 2, 42) if binary else rng.normal(3, 2, 42))
     rows = Interactions(user, kind, user % 2, labels[:, None], {"words": codes[kind]})
-    signals = Signals(rng.uniform(0.2, 0.8, (5, 1)), np.array([2.0]), np.array([binary]))
+    signals = SignalStatistics(rng.uniform(0.2, 0.8, (5, 1)), np.array([2.0]), np.array([binary]))
     likings = module._Likings.of(rows, kind, 5, signals, 0)
     words = module._matrix(codes, 4)
     start = rng.normal(size=(4, 2))
@@ -169,8 +169,8 @@ def test_of_too_many_rows_whole_users_are_taken():
 def test_numbers_count_as_coins_whatever_their_unit():
     rows, size, fits, _ = titled(users=40)
     signals = fits[-1][1]
-    plain = Signals(signals.mean, signals.spread, np.array([False]))
-    scaled = Signals(1000 * signals.mean, 1000 * signals.spread, np.array([False]))
+    plain = SignalStatistics(signals.mean, signals.spread, np.array([False]))
+    scaled = SignalStatistics(1000 * signals.mean, 1000 * signals.spread, np.array([False]))
     larger = dataclasses.replace(rows, values=1000 * rows.values)
     a = value_factors(rows, "words", size, [(0, plain), (None, plain)])
     b = value_factors(larger, "words", size, [(0, scaled), (None, scaled)])
@@ -182,7 +182,7 @@ def test_folds_without_users_and_signals_without_labels_have_no_say(users):
     rows = planted()
     some = rows.first(np.isin(rows.user, users), len(rows.user))
     unlabelled = dataclasses.replace(some, values=np.concatenate([some.values, np.full_like(some.values, np.nan)], 1))
-    both = Signals(mean=np.array([[0.5, 0.5]]), spread=np.array([0.5, 0.0]), binary=np.array([True, False]))
+    both = SignalStatistics(mean=np.array([[0.5, 0.5]]), spread=np.array([0.5, 0.0]), binary=np.array([True, False]))
     found = value_factors(unlabelled, "words", 45, [*((fold, both) for fold in range(5)), (None, both)])
     assert [len(factors) for factors in found] == [45] * 6
     assert all(np.isfinite(factors).all() for factors in found)

@@ -125,3 +125,12 @@ def test_tables_of_docstrings_hold_the_words_of_the_code():
     assert words("tune.scheduler") == set(schedulers)
     for path in LANGUAGES:
         assert table_in(LANGUAGES[path]) in re.sub(r"^  ", "", explain(path), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"), [("lora", "adapter.kind"), ("asha", "tune.scheduler"), ("pal", "position.method")]
+)
+def test_a_word_that_a_key_takes_leads_to_the_key(word, key):
+    assert re.search(rf"^  {re.escape(key)}: ", explain(word), re.MULTILINE)
+    with pytest.raises(ConfigError, match=f"Did you mean '{word}'"):
+        explain(f"{word}z")

@@ -256,7 +256,7 @@ def _nothing(
         categories=dict.fromkeys(categories, row),
         factors={name: np.zeros((1, 1), np.float32) for name in ["shown", *(s.name for s in signals)]},
         scales=dict.fromkeys(numbers, 1.0),
-        tastes=dict.fromkeys(categories, np.zeros((1, 1), np.float32)),
+        value_factors=dict.fromkeys(categories, np.zeros((1, 1), np.float32)),
     )
     past = Past(none, none, none, np.zeros((0, width)), np.zeros((0, width)), codes, numbers)
     item_past = np.zeros((0, past_width(width)))

@@ -125,7 +125,7 @@ def _likeness(match: Match, cells: dict[str, Cells], row: Array, statistics: Arr
     likeness = np.full(len(row), np.nan)
     for k in np.unique(statistics).tolist():
         mine = statistics == k
-        factors = fitted.statistics[k].tastes[match.right]
+        factors = fitted.statistics[k].value_factors[match.right]
         a, b = (value_rows(factors, codes[mine])[:, 1:] for codes in (ours, theirs))
         known = a.any(axis=1) & b.any(axis=1)
         likeness[mine] = np.where(known, (a * b).sum(axis=1), np.nan)

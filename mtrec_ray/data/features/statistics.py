@@ -38,8 +38,8 @@ class Statistics:
     """float32 [I, d] unit rows (or zero): `shown` from co-occurrence, one per signal from its residuals"""
     scales: dict[str, float]
     """Distance at which two values of a number are unlike, per number feature"""
-    tastes: dict[str, Array] = field(default_factory=dict)
-    """float32 [V, d] per category column that asks for them: see `value_factors`"""
+    value_factors: dict[str, Array] = field(default_factory=dict)
+    """float32 [V, d] per category column that asks for them: see the module of this name"""
 
 
 def item_statistics(sums: Array) -> dict[str, Array]:

@@ -38,7 +38,7 @@ def taste_features(
 ) -> dict[str, Array]:
     """Of each signal the expected residual: by all events, and with the last hour's drawn towards that; and how little
     is known of the candidate's like. `half_life`: microseconds, `inf` = events do not fade."""
-    factors = statistics.tastes[column]
+    factors = statistics.value_factors[column]
     mine, theirs = value_rows(factors, asked.categories[column]), value_rows(factors, past.categories[column])
     known = np.eye(mine.shape[1]) * TASTE_WEIGHT
     known[0, 0] = LEVEL_WEIGHT

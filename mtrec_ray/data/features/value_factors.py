@@ -48,7 +48,7 @@ _USERS = 10_000
 
 
 @dataclass(frozen=True)
-class Signals:
+class SignalStatistics:
     """What is known of the S signals of `Interactions.values`."""
 
     mean: Array
@@ -60,7 +60,7 @@ class Signals:
 
 
 def value_factors(
-    rows: Interactions, column: str, values: int, fits: Sequence[tuple[int | None, Signals]]
+    rows: Interactions, column: str, values: int, fits: Sequence[tuple[int | None, SignalStatistics]]
 ) -> list[Array]:
     """float32 [V, d] for each fit: the factors without the rows of the fold that it names; None = from all rows."""
     with threadpool_limits(1):  # the number of threads changes the last digits
@@ -90,11 +90,11 @@ class _Fitted:
         return factors + share * np.where(some[:, None], near - near[some].mean(axis=0) if some.any() else 0, 0)
 
 
-def _fitted(rows: Interactions, keep: Array, column: str, values: int, signals: Signals) -> _Fitted:
+def _fitted(rows: Interactions, keep: Array, column: str, values: int, signals: SignalStatistics) -> _Fitted:
     kept = rows.first(keep, _MOST_ROWS)
     kinds, kind = _kinds(kept, column)
     words = _matrix(kinds, values)
-    of_items = np.unique(np.stack([kept.item, kind]), axis=1)[1]
+    of_items = np.unique(np.stack([kept.item, kind]), axis=1)[1]  # once an item, however often it was shown
     likings = [_Likings.of(kept, kind, len(kinds), signals, s) for s in range(kept.values.shape[1])]
     factors = [_started(likings, words)]
     for _ in range(_MOST_ITERATIONS):
@@ -124,7 +124,7 @@ class _Likings:
     kinds: int
 
     @classmethod
-    def of(cls, rows: Interactions, kind: Array, kinds: int, signals: Signals, s: int) -> "_Likings":
+    def of(cls, rows: Interactions, kind: Array, kinds: int, signals: SignalStatistics, s: int) -> "_Likings":
         seen = ~np.isnan(rows.values[:, s])
         mean = signals.mean[rows.item[seen], s]
         names, user = np.unique(rows.user[seen], return_inverse=True)
@@ -230,7 +230,7 @@ class _Held:
     """Of each signal: which rows are told (bool [N]), how many of each user and kind, and their residuals"""
 
     @classmethod
-    def of(cls, rows: Interactions, column: str, signals: Signals) -> "_Held":
+    def of(cls, rows: Interactions, column: str, signals: SignalStatistics) -> "_Held":
         kinds, kind = _kinds(rows, column)
         parts = []
         for s in range(rows.values.shape[1]):

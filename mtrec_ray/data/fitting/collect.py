@@ -60,7 +60,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class KeptRows:
-    """N train rows of one bucket, from which factors of items and tastes are fitted; S signals."""
+    """N train rows of one bucket, from which factors of items and of values are fitted; S signals."""
 
     user: Array
     """int64 [N] hash of the user"""
@@ -196,7 +196,7 @@ def _user_tally(bucket: Bucket) -> Tally:
     return Tally([bucket.rows.users[u] for u in present], counts[present, None])
 
 
-def _taste_cells(rows: Rows, run: Run, tables: Tables) -> dict[str, Cells]:
+def _factored_cells(rows: Rows, run: Run, tables: Tables) -> dict[str, Cells]:
     """The values of the categories whose values have factors, in all rows."""
     wanted = {aggregate.of for aggregate in declared(run) if aggregate.kind == "taste"} | likened(run)
     return {c.column: read_cells(scope, c, rows, tables) for scope, c in category_columns(run) if c.column in wanted}
@@ -204,7 +204,7 @@ def _taste_cells(rows: Rows, run: Run, tables: Tables) -> dict[str, Cells]:
 
 def _interactions(bucket: Bucket, values: Array, fold: Array, most: int, run: Run, tables: Tables) -> KeptRows | None:
     """Train rows of users in the order of their hash, unless they are too many; None if nothing needs factors."""
-    cells = _taste_cells(bucket.rows, run, tables)
+    cells = _factored_cells(bucket.rows, run, tables)
     if not cells and not asks_factors(run):
         return None
     user_hash = np.array([stable_hash(user, "factors") >> 1 for user in bucket.rows.users], dtype=np.int64)

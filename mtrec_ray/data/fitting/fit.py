@@ -17,7 +17,7 @@ from mtrec_ray.data.features.attributes import (
 from mtrec_ray.data.features.factors import Interactions, item_factors
 from mtrec_ray.data.features.signals import signals
 from mtrec_ray.data.features.statistics import Statistics, category_statistics, item_statistics
-from mtrec_ray.data.features.value_factors import Signals, value_factors
+from mtrec_ray.data.features.value_factors import SignalStatistics, value_factors
 from mtrec_ray.data.fitting.chains import parent_mean
 from mtrec_ray.data.fitting.collect import Moments
 from mtrec_ray.data.fitting.delays import delay_entry
@@ -56,7 +56,7 @@ def fit(gathered: Gathered, run: Run, tables: Tables) -> Fitted:
         domains=Vocabulary.of(gathered.domains.by_count(), min_count=1),
         policies=Vocabulary.of(gathered.policies.by_count(), min_count=1),
         widths=widths,
-        statistics=_with_tastes(
+        statistics=_with_value_factors(
             [
                 _statistics(left_out, items, categories, vocabularies, interactions, gathered.moments, run)
                 for left_out in _folds(run)
@@ -96,7 +96,7 @@ def _statistics(
         },
         factors=factors,
         scales=_scales(moments, run),
-        tastes={},
+        value_factors={},
     )
 
 
@@ -105,15 +105,15 @@ def _folds(run: Run) -> list[int | None]:
     return [*range(run.features.folds), None]
 
 
-def _with_tastes(
+def _with_value_factors(
     statistics: list[Statistics], interactions: Interactions | None, vocabularies: dict[str, Vocabulary], run: Run
 ) -> list[Statistics]:
     if interactions is None or not interactions.codes:
         return statistics
     binary = np.array([signal.binary for signal in signals(run)])
-    fits = [(fold, Signals(s.mean, s.spread, binary)) for fold, s in zip(_folds(run), statistics, strict=True)]
+    fits = [(fold, SignalStatistics(s.mean, s.spread, binary)) for fold, s in zip(_folds(run), statistics, strict=True)]
     found = {name: value_factors(interactions, name, vocabularies[name].size, fits) for name in interactions.codes}
-    return [replace(s, tastes={name: found[name][k] for name in found}) for k, s in enumerate(statistics)]
+    return [replace(s, value_factors={name: found[name][k] for name in found}) for k, s in enumerate(statistics)]
 
 
 def _task_entries(gathered: Gathered, run: Run) -> list[TaskEntry]:

@@ -16,7 +16,7 @@ from mtrec_ray.data.fitting.tally import Vocabulary
 from mtrec_ray.data.id_hashes import table_collisions
 from mtrec_ray.data.manifest import CollisionEntry, Manifest
 
-_MAPS = ("categories", "factors", "scales", "tastes")
+_MAPS = ("categories", "factors", "scales", "value_factors")
 _CATEGORY = "category "
 
 
