@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,32 @@ from mtrec_ray.train.loop import Recipe
 from tests.batches import VOCAB, Step, make_manifest, make_run
 
 CPU = torch.device("cpu")
+
+
+class Source:
+    """A train split of `per_epoch` steps of eight requests, over and over, or a validation split of one; each rank has
+    its share of a step. Stops with an error if asked to."""
+
+    per_epoch = 4
+
+    def __init__(self, valid: bool = False, fails_at: int | None = None) -> None:
+        self.order = SimpleNamespace(steps_per_epoch=1 if valid else self.per_epoch)
+        self.valid, self.fails_at = valid, fails_at
+        self.rank, self.ranks = 0, 1
+        if dist.is_initialized():
+            self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+
+    def batches(self, numbers: list[int]) -> list[Batch]:
+        """The micro-steps of these requests."""
+        raise NotImplementedError
+
+    def steps(self, first: int, last: int) -> Iterator[Step]:
+        for index in range(first, last):
+            if index == self.fails_at:
+                raise ConnectionError("the node is gone")
+            begin = 8 * (index % self.per_epoch)
+            numbers = range(1000, 1041) if self.valid else range(begin, begin + 8)
+            yield Step(index, self.batches([number for number in numbers if number % self.ranks == self.rank]))
 
 
 def small_model() -> Any:

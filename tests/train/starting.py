@@ -1,20 +1,16 @@
 """Small trainings in one process, or on the ranks of a group, that leave what another run starts from."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-
-import torch
 
 from mtrec_ray import config_file
 from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.start import CONFIG, SUMMARY
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
-from tests.batches import Step
-from tests.training import facts_of, small_backbone
+from tests.training import Source, facts_of, small_backbone
 from tests.worlds import World
 
 NOW = World()
@@ -23,24 +19,15 @@ STILL = "train.learning_rate={adapters: 0, towers: 0, tables: 0}"
 NANO = "backbone={name: nano, width: 16, layers: 2, heads: 2}"
 
 
-class Source:
-    """A train split of four steps, or a validation split of one, dealt out to the ranks; stops with an error if asked
-    to."""
+class Requests(Source):
+    """Those of a world."""
 
     def __init__(self, world: World, valid: bool, fails_at: int | None = None) -> None:
-        self.world, self.valid, self.fails_at = world, valid, fails_at
-        self.order = SimpleNamespace(steps_per_epoch=1 if valid else 4)
-        self.rank, self.ranks = 0, 1
-        if torch.distributed.is_initialized():
-            self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        super().__init__(valid, fails_at)
+        self.world = world
 
-    def steps(self, first: int, last: int) -> Iterator[Step]:
-        for index in range(first, last):
-            if index == self.fails_at:
-                raise ConnectionError("the node is gone")
-            requests = range(1000, 1041) if self.valid else range(8 * (index % 4), 8 * (index % 4) + 8)
-            mine = [number for number in requests if number % self.ranks == self.rank]
-            yield Step(index, [self.world.batch(mine, tokens=True)])
+    def batches(self, numbers: list[int]) -> list[Batch]:
+        return [self.world.batch(numbers, tokens=True)]
 
 
 def config(place: Path, name: str, world: World, *overrides: str) -> Run:
@@ -52,7 +39,7 @@ def data_of(place: Path, name: str, world: World, fails_at: int | None = None) -
     prepared = place / f"{name}-prepared"
     if not prepared.exists():
         world.write(prepared)
-    return TrainingData(Source(world, False, fails_at), Source(world, True), facts_of, prepared=str(prepared))
+    return TrainingData(Requests(world, False, fails_at), Requests(world, True), facts_of, prepared=str(prepared))
 
 
 def finish(place: Path, name: str, run: Run) -> None:

@@ -1,12 +1,10 @@
 """Ranks of positives among all items, and runs of tasks that match from start to end."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +24,9 @@ from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.ranks import CatalogueRanks
 from mtrec_ray.train.stack import Stack
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
-from tests.batches import ITEMS, Step, make_request
+from tests.batches import ITEMS, make_request
 from tests.matching import COLD, TASKS, catalogue, manifest, matching_batch, matching_model, matching_run
-from tests.training import CPU, distance, facts_of, small_backbone, small_model
+from tests.training import CPU, Source, distance, facts_of, small_backbone, small_model
 
 EXCLUDING = "tasks.interest.params.exclude_seen=true"
 REQUESTS = [make_request(n) for n in range(30)]
@@ -103,23 +101,20 @@ def test_an_item_that_nobody_knows_since_when_it_exists_is_ranked_in_no_log() ->
     assert not unknown.all()
 
 
-class Source:
-    """Three steps an epoch; stops with an error if asked to."""
+class Requests(Source):
+    """In two micro-steps."""
+
+    per_epoch = 3
 
     def __init__(
         self, valid: bool = False, fails_at: int | None = None, tokens: bool = True, vectors: bool = False
     ) -> None:
-        self.order = SimpleNamespace(steps_per_epoch=1 if valid else 3)
-        self.valid, self.fails_at, self.tokens, self.vectors = valid, fails_at, tokens, vectors
+        super().__init__(valid, fails_at)
+        self.tokens, self.vectors = tokens, vectors
 
-    def steps(self, first: int, last: int) -> Iterator[Step]:
-        for index in range(first, last):
-            if index == self.fails_at:
-                raise ConnectionError("the node is gone")
-            numbers = range(1000, 1041) if self.valid else range(8 * (index % 3), 8 * (index % 3) + 8)
-            requests = [make_request(n) for n in numbers]
-            parts = (requests[:3], requests[3:])
-            yield Step(index, [matching_batch(part, self.tokens, vectors=self.vectors) for part in parts])
+    def batches(self, numbers: list[int]) -> list[Batch]:
+        requests = [make_request(number) for number in numbers]
+        return [matching_batch(part, self.tokens, vectors=self.vectors) for part in (requests[:3], requests[3:])]
 
 
 RUN = (
@@ -135,8 +130,8 @@ def train(folder: Path, *overrides: str, fails_at: int | None = None) -> Fitted:
     run = matching_run(*RUN, *overrides)
     has_text = run.backbone.name != "none"
     sources = (
-        Source(fails_at=fails_at, tokens=has_text, vectors=True),
-        Source(valid=True, tokens=has_text, vectors=True),
+        Requests(fails_at=fails_at, tokens=has_text, vectors=True),
+        Requests(valid=True, tokens=has_text, vectors=True),
     )
     data, about = TrainingData(*sources, facts_of, catalogue(vectors=True)), manifest(vectors=True)
     return fit(run, about, data, LocalContext(folder), lambda: small_backbone(run) if has_text else None)
@@ -167,7 +162,7 @@ def test_a_metric_of_ranks_chooses_and_a_resumed_run_is_one_that_never_stopped(t
 def test_a_metric_without_positives_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     few = [task.model_copy(update={"positives": {"train": 5, "valid": 0, "test": 0}}) for task in TASKS]
     run = matching_run(*RUN)
-    data = TrainingData(Source(), Source(valid=True), facts_of, catalogue())
+    data = TrainingData(Requests(), Requests(valid=True), facts_of, catalogue())
     with pytest.raises(ConfigError, match=r"next/ndcg@10: no row with label 1"):
         fit(run, manifest(few), data, LocalContext(tmp_path), lambda: None)
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -182,7 +177,7 @@ def test_trials_in_a_stack_have_the_weights_and_ranks_that_they_have_alone(tmp_p
     ]
 
     def data() -> TrainingData:
-        return TrainingData(Source(), Source(valid=True), facts_of, catalogue())
+        return TrainingData(Requests(), Requests(valid=True), facts_of, catalogue())
 
     def adapted(run: Run) -> Backbone:
         backbone = Backbone(small_model())

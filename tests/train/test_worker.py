@@ -1,48 +1,36 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from mtrec_ray.config import Run
+from mtrec_ray.data.batch import Batch
 from mtrec_ray.errors import ConfigError, UserError
 from mtrec_ray.train import checkpoint
 from mtrec_ray.train.context import LocalContext
 from mtrec_ray.train.worker import Fitted, TrainingData, fit
 from tests.batches import Step, make_batch, make_manifest, make_request, make_run
-from tests.training import distance, facts_of, run_ranks, small_backbone
+from tests.training import Source, distance, facts_of, run_ranks, small_backbone
 
-PER_EPOCH = 4
 FAST = "train.learning_rate={adapters: 0.01, towers: 0.01, tables: 0.01}"
 
 
-class Source:
-    """An endless train split of `PER_EPOCH` steps, or a validation split of one; stops with an error if asked to."""
+class Requests(Source):
+    """In two micro-steps."""
 
-    def __init__(self, valid: bool = False, fails_at: int | None = None) -> None:
-        self.order = SimpleNamespace(steps_per_epoch=1 if valid else PER_EPOCH)
-        self.valid, self.fails_at = valid, fails_at
-        self.rank, self.ranks = 0, 1
-        if torch.distributed.is_initialized():
-            self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-    def steps(self, first: int, last: int) -> Iterator[Step]:
-        for index in range(first, last):
-            if index == self.fails_at:
-                raise ConnectionError("the node is gone")
-            numbers = range(1000, 1041) if self.valid else range(8 * (index % PER_EPOCH), 8 * (index % PER_EPOCH) + 8)
-            mine = [make_request(n) for n in numbers if n % self.ranks == self.rank]
-            yield Step(index, [make_batch(part, tokens=True) for part in (mine[:3], mine[3:])])
+    def batches(self, numbers: list[int]) -> list[Batch]:
+        mine = [make_request(number) for number in numbers]
+        return [make_batch(part, tokens=True) for part in (mine[:3], mine[3:])]
 
 
 def train(
     folder: Path,
     *overrides: str,
     fails_at: int | None = None,
-    source: type[Source] = Source,
+    source: type[Source] = Requests,
     context: LocalContext | None = None,
 ) -> Fitted:
     run = make_run(FAST, "train.epochs=3", "train.patience=null", "train.log_every=2", *overrides)
@@ -128,7 +116,7 @@ def test_a_finished_run_is_not_trained_again(whole: tuple[Path, Fitted]) -> None
 
 def test_patience_ends_the_run(tmp_path: Path) -> None:
     fitted = train(tmp_path, "train.patience=2", "train.epochs=30", "train.decay=constant", "train.metric=kind/logloss")
-    assert fitted.steps == fitted.best_step + 2 * PER_EPOCH < 30 * PER_EPOCH
+    assert fitted.steps == fitted.best_step + 2 * Source.per_epoch < 30 * Source.per_epoch
     again = train(tmp_path, "train.patience=2", "train.epochs=30", "train.metric=kind/logloss", fails_at=fitted.steps)
     assert again.steps == fitted.steps
 
@@ -151,7 +139,7 @@ def test_the_metric_chooses(tmp_path: Path) -> None:
     assert fitted.best_metric == -min(line["stars/rmse"] for line in lines(tmp_path, "valid"))
 
 
-class Conflicting(Source):
+class Conflicting(Requests):
     """In the validation split stars are the other way round: the better they are learned, the worse the scores are."""
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
